@@ -1,0 +1,1 @@
+"""Describes how each userspace builder is driven: argv, environment, files. Starts nothing."""

@@ -1,0 +1,1 @@
+"""What outlives a build, by digest: blobs of base images and root filesystems of builders."""

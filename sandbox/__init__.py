@@ -1,0 +1,1 @@
+"""Contains: launches a SandboxSpec and reports an Outcome."""
