@@ -63,7 +63,7 @@ class Limits:
 
     memory_bytes: int = 4 * GIB
     cpu_millis: int = 2000
-    disk_bytes: int = 8 * GIB
+    disk_bytes: int = 3 * GIB
     pids: int = 4096
     wall_seconds: int = 1200
     log_bytes: int = 64 * MIB

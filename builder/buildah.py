@@ -1,0 +1,140 @@
+"""buildah, driven so that RUN steps see what they see under ``docker build``.
+
+Chroot isolation is the usual choice inside another container, but gVisor keeps the read-only
+bind of ``/dev`` that buildah makes there, and ``/dev/null`` cannot be written. With
+``--isolation oci`` and runc inside the sandbox, RUN steps get a ``/dev`` of their own. That
+needs a mount of type cgroup, and the capabilities of Docker's default set besides a few, all
+of them in the Sentry alone.
+"""
+
+import base64
+import json
+
+from builder.model import CONFIG, CONTEXT_TAR, RUNNER, WORKSPACE, BuildInput, BuildPlan
+from builder.rootfs import Recipe
+
+STORE = "/var/lib/containers"
+WRITABLE = (STORE, "/var/tmp", "/tmp", "/run", "/root", WORKSPACE)  # noqa: S108 - inside
+CLAIM = "/run/runner-claim"
+TAG = "latest"
+
+RUN_CAPABILITIES = (
+    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD",
+    "NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+)  # fmt: skip
+"""What a RUN step has: Docker's default set."""
+
+BUILDER_CAPABILITIES = (*RUN_CAPABILITIES, "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE")
+"""What buildah and runc need besides, to mount and to enter namespaces."""
+
+RECIPE = Recipe(
+    suite="trixie",
+    # base-files brings the merged /usr; netavark must exist although no network is made.
+    packages=("base-files", "buildah", "runc", "netavark", "tar", "ca-certificates"),
+    leave_out=(
+        "usr/share/doc/*",
+        "usr/share/man/*",
+        "usr/share/locale/*",
+        "usr/share/info/*",
+        "usr/libexec/buildah",  # buildah's own test programs, 90 MB
+    ),
+    files={
+        "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
+        "etc/hosts": b"127.0.0.1 localhost\n",
+    },
+    directories=(*WRITABLE, RUNNER),
+    needs=("usr/bin/buildah", "usr/sbin/runc", "usr/bin/tar"),
+    version_package="buildah",
+)
+
+CONTAINERS_CONF = """\
+[containers]
+netns = "host"
+default_capabilities = {capabilities}
+[engine]
+runtime = "runc"
+"""
+
+STORAGE_CONF = f"""\
+[storage]
+driver = "overlay"
+graphroot = "{STORE}/storage"
+runroot = "/run/containers/storage"
+"""
+
+POLICY_JSON = b'{"default":[{"type":"insecureAcceptAnything"}]}'
+"""No signature is checked inside: what enters was checked by the gateway, what leaves by verify."""
+
+
+class Buildah:
+    """The ``buildah`` command of Debian trixie (1.39: heredocs, ``RUN --mount``)."""
+
+    name = "buildah"
+    recipe = RECIPE
+
+    def plan(self, request: BuildInput) -> BuildPlan:
+        reference = f"{request.registry}/{request.repository}:{TAG}"
+        build = [
+            "buildah", "build",
+            "--isolation=oci",
+            "--network=host",
+            "--format=oci",
+            f"--signature-policy={CONFIG}/policy.json",
+            "--tls-verify=false",
+            f"--platform={request.platform}",
+            f"--file={WORKSPACE}/{request.dockerfile}",
+            f"--tag={reference}",
+        ]  # fmt: skip
+        build += [f"--build-arg={name}={value}" for name, value in request.build_args.items()]
+        if request.target is not None:
+            build.append(f"--target={request.target}")
+        build.append(WORKSPACE)
+        push = ["buildah", "push", "--tls-verify=false", f"--digestfile={CLAIM}", reference]
+        return BuildPlan(
+            commands=(
+                ("tar", "--extract", f"--file={CONTEXT_TAR}", f"--directory={WORKSPACE}",
+                 "--preserve-permissions", "--numeric-owner"),
+                tuple(build),
+                tuple(push),
+            ),
+            build_command=1,
+            environment={
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": "/root",
+                "REGISTRY_AUTH_FILE": f"{CONFIG}/auth.json",
+                "CONTAINERS_CONF": f"{CONFIG}/containers.conf",
+                "CONTAINERS_REGISTRIES_CONF": f"{CONFIG}/registries.conf",
+                "CONTAINERS_STORAGE_CONF": f"{CONFIG}/storage.conf",
+            },
+            files={
+                "auth.json": _auth(request),
+                "containers.conf": CONTAINERS_CONF.format(
+                    capabilities=json.dumps([f"CAP_{name}" for name in RUN_CAPABILITIES])
+                ).encode(),
+                "policy.json": POLICY_JSON,
+                "registries.conf": _registries(request),
+                "storage.conf": STORAGE_CONF.encode(),
+            },
+            writable=WRITABLE,
+            capabilities=BUILDER_CAPABILITIES,
+            claim=CLAIM,
+        )  # fmt: skip
+
+
+def _auth(request: BuildInput) -> bytes:
+    token = base64.b64encode(f"session:{request.token}".encode()).decode()
+    return json.dumps({"auths": {request.registry: {"auth": token}}}).encode()
+
+
+def _registries(request: BuildInput) -> bytes:
+    """Every registry that the build may ask for is a path of the one that it sees."""
+    lines = ['unqualified-search-registries = ["docker.io"]', 'short-name-mode = "disabled"']
+    for host in request.upstreams:
+        lines += [
+            "[[registry]]",
+            f"prefix = {json.dumps(host)}",
+            f"location = {json.dumps(f'{request.registry}/{host}')}",
+            "insecure = true",
+        ]
+    return "\n".join(lines).encode() + b"\n"

@@ -1,0 +1,107 @@
+"""Files that are written whole or not at all, and the places where runner keeps them."""
+
+import errno
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from runner.errors import DiskExceeded, StateUnusable
+
+SYSTEM = Path("/var/lib/runner")
+"""Where root's state is: a sandbox has a uid of its own, and root's home is closed to it."""
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes ``path`` so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
+        ) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The directories of one user, or of the system when run as root.
+
+    Attributes:
+        data: Builders and base images, by digest; may be removed and fetched again.
+        state: One directory per build, and the places of running sandboxes.
+    """
+
+    data: Path
+    state: Path
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """By the XDG base directory specification; as root, /var/lib/runner stands in."""
+        user = Path(environ.get("HOME") or "/nonexistent")
+        as_root = os.geteuid() == 0
+        data = environ.get("XDG_DATA_HOME")
+        state = environ.get("XDG_STATE_HOME")
+        return cls(
+            data=Path(data) / "runner"
+            if data
+            else (SYSTEM / "data" if as_root else user / ".local/share/runner"),
+            state=Path(state) / "runner"
+            if state
+            else (SYSTEM / "state" if as_root else user / ".local/state/runner"),
+        )
+
+    @property
+    def builders(self) -> Path:
+        return self.data / "builders"
+
+    @property
+    def base_images(self) -> Path:
+        return self.data / "base"
+
+    @property
+    def builds(self) -> Path:
+        return self.state / "builds"
+
+    @property
+    def sandboxes(self) -> Path:
+        return self.state / "sandboxes"
+
+    def prepare(self) -> None:
+        """Makes the directories.
+
+        Raises:
+            StateUnusable: They cannot be made or written, or a sandbox could not reach them.
+        """
+        try:
+            for directory in (self.data, self.state):
+                directory.mkdir(parents=True, exist_ok=True)
+                probe = directory / f".writable-{secrets.token_hex(8)}"
+                probe.touch()
+                probe.unlink()
+            for directory in (self.builders, self.base_images, self.builds, self.sandboxes):
+                directory.mkdir(exist_ok=True)
+            self.builds.chmod(0o700)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DiskExceeded(f"{error.filename}: no space left") from None
+            raise StateUnusable(f"{error.filename}: {error.strerror}") from None
+        if os.geteuid() == 0:
+            self._require_reachable()
+
+    def _require_reachable(self) -> None:
+        for directory in (self.data, self.state):
+            for part in (directory, *directory.parents):
+                if not part.stat().st_mode & 0o001:
+                    raise StateUnusable(
+                        f"{part} is closed to other users, and as root each sandbox has a "
+                        f"uid of its own that must reach {directory}",
+                        advice="Leave XDG_DATA_HOME and XDG_STATE_HOME unset for /var/lib/runner.",
+                    )

@@ -1,0 +1,275 @@
+"""Root filesystems of builders: made once, named by their digest, read-only for every build.
+
+::
+
+    DATA/builders/NAME/
+        current.json      which one is used, its version and where it came from
+        SHA256/root/      the tree
+        SHA256/seal.json  what each file was when its content was last hashed
+
+Verifying hashes every file. Before each build the seal is compared first: a file whose inode,
+size, times and mode are as sealed was not written since, because no user can set its change time.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from builder.rootfs import Recipe
+from policies.reference import Digest
+from runner.errors import BuilderCorrupt, BuilderInstallFailed, BuilderNotInstalled
+from runner.files import write_whole
+
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """One installed root filesystem.
+
+    Attributes:
+        digest: Over every path, mode, link target and content of the tree; not over times.
+        source: ``debian:SUITE`` or the image it was unpacked from, by digest.
+    """
+
+    name: str
+    digest: Digest
+    version: str
+    source: str
+    entries: int
+    size_bytes: int
+    root: Path
+
+
+class RootfsStore:
+    """Every builder that is installed on this host for this user."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def installed(self, name: str) -> Installed | None:
+        """The current root filesystem of the builder, unverified, or None."""
+        try:
+            document = json.loads((self._directory / name / "current.json").read_bytes())
+            digest = Digest(document.pop("digest"))
+            root = self._directory / name / digest.hex / "root"
+            return Installed(name=name, digest=digest, root=root, **document)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise BuilderCorrupt(f"{self._directory / name / 'current.json'}: {error}") from None
+
+    def verified(self, name: str, *, every_byte: bool = False) -> Installed:
+        """The current root filesystem, checked.
+
+        Raises:
+            BuilderNotInstalled: There is none.
+            BuilderCorrupt: It is not what was installed.
+        """
+        installed = self.installed(name)
+        if installed is None:
+            raise BuilderNotInstalled(f"the root filesystem of {name} is not installed")
+        seal = installed.root.parent / "seal.json"
+        try:
+            if not every_byte and _read(seal) == _seal(installed.root):
+                return installed
+            found = tree_digest(installed.root)
+        except OSError as error:
+            raise BuilderCorrupt(f"{installed.root}: {error.strerror}") from None
+        if found != installed.digest:
+            raise BuilderCorrupt(
+                f"the root filesystem of {name} is {found}, installed was {installed.digest}"
+            )
+        write_whole(seal, _seal(installed.root).encode())
+        return installed
+
+    def install(
+        self,
+        name: str,
+        recipe: Recipe,
+        source: str,
+        make: Callable[[Path], str],
+    ) -> Installed:
+        """Adds a root filesystem and makes it the current one, or leaves all as it was.
+
+        Args:
+            name: Of the builder.
+            recipe: What it must have besides.
+            source: Where it comes from; for people.
+            make: Fills an empty directory and returns the builder's version.
+
+        Raises:
+            BuilderInstallFailed: Something that the builder needs is missing.
+        """
+        home = self._directory / name
+        home.mkdir(parents=True, exist_ok=True)
+        _open_to_all(self._directory, home)
+        arriving = home / f"arriving-{secrets.token_hex(8)}"
+        root = arriving / "root"
+        root.mkdir(parents=True)
+        try:
+            version = make(root)
+            _complete(recipe, root)
+            _normalise(root)
+            _open_to_all(arriving, root)
+            digest = tree_digest(root)
+            entries, size = _measure(root)
+            target = home / digest.hex
+            if target.exists():
+                remove_tree(target)
+            arriving.rename(target)
+        finally:
+            remove_tree(arriving)
+        write_whole(target / "seal.json", _seal(target / "root").encode())
+        installed = Installed(
+            name=name,
+            digest=digest,
+            version=version,
+            source=source,
+            entries=entries,
+            size_bytes=size,
+            root=target / "root",
+        )
+        document = asdict(installed)
+        del document["name"], document["root"]
+        write_whole(home / "current.json", json.dumps(document, indent=1).encode())
+        return installed
+
+    def remove(self, name: str) -> None:
+        """Removes the builder. Raises BuilderNotInstalled where there is nothing."""
+        home = self._directory / name
+        if not home.is_dir():
+            raise BuilderNotInstalled(f"the root filesystem of {name} is not installed")
+        remove_tree(home)
+
+    def collect(self) -> list[Path]:
+        """Removes trees that are not current and half-made ones; returns them."""
+        removed = []
+        for home in self._directory.glob("*/"):
+            current = self.installed(home.name)
+            keep = current.digest.hex if current is not None else None
+            for entry in home.iterdir():
+                old = time.time() - entry.stat().st_mtime > _ARRIVING_SECONDS
+                if (
+                    entry.is_dir()
+                    and entry.name != keep
+                    and (old or not entry.name.startswith("arriving-"))
+                ):
+                    remove_tree(entry)
+                    removed.append(entry)
+        return removed
+
+
+_ARRIVING_SECONDS = 3600
+"""An installation that is younger may still be running."""
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry below ``root`` by relative path, in the order of bytes, links not followed."""
+    pending = [""]
+    found = []
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                path = f"{prefix}{entry.name}"
+                found.append((path, entry.stat(follow_symlinks=False)))
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{path}/")
+    return iter(sorted(found, key=lambda item: os.fsencode(item[0])))
+
+
+def tree_digest(root: Path) -> Digest:
+    """Digest over paths, kinds, modes, link targets and contents."""
+    total = hashlib.sha256()
+    for path, status in _walk(root):
+        if stat.S_ISREG(status.st_mode):
+            with (root / path).open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        elif stat.S_ISLNK(status.st_mode):
+            content = (root / path).readlink().__fspath__()
+        else:
+            content = ""
+        for part in (path, f"{status.st_mode:o}", content):
+            total.update(os.fsencode(part) + b"\0")
+    return Digest(f"sha256:{total.hexdigest()}")
+
+
+def _seal(root: Path) -> str:
+    lines = hashlib.sha256()
+    for path, s in _walk(root):
+        values = (path, s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_uid)
+        lines.update(repr(values).encode("utf-8", "surrogateescape"))
+    return json.dumps({"seal": lines.hexdigest()})
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _measure(root: Path) -> tuple[int, int]:
+    sizes = [status.st_size for _, status in _walk(root) if stat.S_ISREG(status.st_mode)]
+    return sum(1 for _ in _walk(root)), sum(sizes)
+
+
+def _complete(recipe: Recipe, root: Path) -> None:
+    for directory in recipe.directories:
+        _inside(root, directory).mkdir(parents=True, exist_ok=True)
+    for path, data in recipe.files.items():
+        file = _inside(root, path)
+        if not file.exists():
+            file.write_bytes(data)
+    for path in recipe.needs:
+        if not _inside(root, path).is_file():
+            raise BuilderInstallFailed(f"the root filesystem lacks /{path}")
+
+
+def _inside(root: Path, path: str) -> Path:
+    """``path`` below ``root``, with no link on the way: the tree may be somebody else's."""
+    current = root
+    for part in Path(path.lstrip("/")).parts:
+        current /= part
+        if current.is_symlink():
+            raise BuilderInstallFailed(f"/{current.relative_to(root)} in the root is a link")
+    return current
+
+
+def _normalise(root: Path) -> None:
+    """Readable by every uid that a sandbox may have; nothing that gains privilege, nothing special.
+
+    Raises:
+        BuilderCorrupt: A device, socket or FIFO.
+    """
+    for path, status in _walk(root):
+        mode = status.st_mode
+        if stat.S_ISLNK(mode):
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BuilderCorrupt(f"{path!r} in the root filesystem is no file, directory or link")
+        executable = stat.S_ISDIR(mode) or mode & 0o111
+        (root / path).chmod(0o755 if executable else 0o644)
+
+
+def _open_to_all(*directories: Path) -> None:
+    for directory in directories:
+        directory.chmod(0o755)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a file or a tree whose directories may be read-only; nothing where there is none."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    for directory, _, _ in os.walk(path):
+        Path(directory).chmod(0o700)
+    shutil.rmtree(path)

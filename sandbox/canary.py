@@ -1,0 +1,128 @@
+"""Is the sandbox what it was asked to be? Judged before any untrusted byte is read. Pure.
+
+Two views have to agree: what the kernel inside shows to our own static program, which no
+builder image can replace, and what the host shows of the sandbox's processes.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from policies.model import Isolation
+from sandbox.errors import IsolationMismatch
+from sandbox.model import Evidence, HostProcess
+from sandbox.report import ReportInvalid, text, words
+
+_GVISOR_LOG = "Starting gVisor..."
+"""First words of gVisor's kernel log, in every release so far."""
+_LOG_STAMP = re.compile(r"<\d+>\[ *\d+\.\d+\] ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What the first process saw inside."""
+
+    release: str
+    version: str
+    log: str
+    is_gvisor_file: str
+    interfaces: tuple[str, ...]
+    uid: int
+
+    @classmethod
+    def parse(cls, line: bytes, nonce: str) -> Self:
+        """Reads the canary's line.
+
+        Raises:
+            IsolationMismatch: Not the line of this sandbox's first process.
+        """
+        try:
+            found = words(line, b"runner-canary")
+            if found.get("nonce") != nonce.encode():
+                raise ReportInvalid("the nonce is not the one that was given")
+            uid, _, _ = text(found, "ids").partition(":")
+            return cls(
+                release=text(found, "release")[:256],
+                version=text(found, "version")[:256],
+                log=text(found, "log"),
+                is_gvisor_file=text(found, "gvisor"),
+                interfaces=_interfaces(text(found, "net_dev")),
+                uid=int(uid),
+            )
+        except ValueError as error:
+            raise IsolationMismatch(f"the sandbox's canary is not sound: {error}") from None
+
+
+def _interfaces(net_dev: str) -> tuple[str, ...]:
+    names = [line.partition(":")[0].strip() for line in net_dev.splitlines() if ":" in line]
+    return tuple(name[:64] for name in names[:64])
+
+
+def judge(
+    observation: Observation,
+    processes: Sequence[HostProcess],
+    *,
+    host_release: str,
+    runtime: str,
+    runtime_version: str,
+) -> Evidence:
+    """Accepts a gVisor sandbox, or refuses.
+
+    Args:
+        observation: From inside.
+        processes: Of the sandbox, as the host shows them.
+        host_release: Of the host's own kernel; the sandbox must show another one.
+        runtime: Path of the runtime whose processes these must be; for the evidence.
+        runtime_version: What it says of itself; for the evidence.
+
+    Raises:
+        IsolationMismatch: Inside or outside, something is not as gVisor is.
+    """
+    first_log_line = _LOG_STAMP.sub("", observation.log.partition("\n")[0])
+    refusals = {
+        "the kernel's log is not gVisor's": first_log_line != _GVISOR_LOG,
+        f"the kernel is the host's ({host_release})": observation.release == host_release,
+        "/proc/gvisor says that the kernel is another": observation.is_gvisor_file.strip()
+        not in {"", "1"},
+        f"there are network interfaces besides loopback: {observation.interfaces}": set(
+            observation.interfaces
+        )
+        - {"lo"},
+        "the host shows no sandbox process of runsc": not any(
+            process.role == "sandbox" for process in processes
+        ),
+        "the host shows no gofer of runsc": not any(
+            process.role == "gofer" for process in processes
+        ),
+        **{
+            f"its {process.role} is host uid 0": process.uid == 0 for process in processes
+        },
+        **{
+            f"its {process.role} is in the initial user namespace": process.initial_user_namespace
+            for process in processes
+            if process.role != "launcher"
+        },
+        **{
+            f"its {process.role} runs without seccomp": process.seccomp != _SECCOMP_FILTER
+            for process in processes
+            if process.role in {"sandbox", "gofer"}
+        },
+    }  # fmt: skip
+    for refusal, holds in refusals.items():
+        if holds:
+            raise IsolationMismatch(f"asked for gVisor, but {refusal}")
+    return Evidence(
+        isolation=Isolation.GVISOR,
+        kernel_release=observation.release,
+        kernel_version=observation.version,
+        runtime=runtime,
+        runtime_version=runtime_version,
+        interfaces=observation.interfaces,
+        inside_uid=observation.uid,
+        processes=tuple(processes),
+    )
+
+
+_SECCOMP_FILTER = 2
+"""``Seccomp:`` in ``/proc/PID/status`` where a filter is installed (proc(5))."""

@@ -1,0 +1,164 @@
+"""Limits by control groups, version 1 or 2, where this process may make them.
+
+runsc is told to ignore cgroups: it puts no limits on one that exists before. So the group is
+made and limited here, and the launcher enters it before it becomes runsc.
+"""
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from policies.model import Limits
+
+MOUNT = Path("/sys/fs/cgroup")
+_V1_CONTROLLERS = ("memory", "cpu", "pids")
+_PERIOD_MICROSECONDS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group per build: a directory under v2, one for each controller under v1."""
+
+    version: int
+    directories: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return f"cgroup v{self.version}"
+
+    @property
+    def procs(self) -> list[str]:
+        """Files that a process writes its id into to enter."""
+        return [str(directory / "cgroup.procs") for directory in self.directories]
+
+    @classmethod
+    def make(cls, name: str, limits: Limits, mount: Path = MOUNT) -> Self | None:
+        """A new group with the limits set, or None where that is not allowed here."""
+        version = 2 if (mount / "cgroup.controllers").exists() else 1
+        parents = _v2_parent(mount) if version == 2 else _v1_parents(mount)  # noqa: PLR2004
+        if not parents:
+            return None
+        group = cls(version, tuple(parent / name for parent in parents))
+        try:
+            for directory in group.directories:
+                directory.mkdir(parents=True, exist_ok=True)
+            group._limit(limits)
+        except OSError:
+            group.remove()
+            return None
+        return group
+
+    @classmethod
+    def existing(cls, name: str, mount: Path = MOUNT) -> Self | None:
+        """The group that an earlier process made, for ``gc``."""
+        version = 2 if (mount / "cgroup.controllers").exists() else 1
+        parents = _v2_parent(mount) if version == 2 else _v1_parents(mount)  # noqa: PLR2004
+        found = tuple(parent / name for parent in parents if (parent / name).is_dir())
+        return cls(version, found) if found else None
+
+    def _limit(self, limits: Limits) -> None:
+        quota = limits.cpu_millis * _PERIOD_MICROSECONDS // 1000
+        if self.version == 2:  # noqa: PLR2004
+            (directory,) = self.directories
+            _write(directory / "memory.max", limits.memory_bytes)
+            with contextlib.suppress(FileNotFoundError):
+                _write(directory / "memory.swap.max", 0)
+            with contextlib.suppress(FileNotFoundError):
+                _write(directory / "memory.oom.group", 1)
+            _write(directory / "cpu.max", f"{quota} {_PERIOD_MICROSECONDS}")
+            _write(directory / "pids.max", limits.pids)
+            return
+        memory, cpu, pids = self.directories
+        _write(memory / "memory.limit_in_bytes", limits.memory_bytes)
+        with contextlib.suppress(FileNotFoundError):
+            _write(memory / "memory.memsw.limit_in_bytes", limits.memory_bytes)
+        _write(cpu / "cpu.cfs_period_us", _PERIOD_MICROSECONDS)
+        _write(cpu / "cpu.cfs_quota_us", quota)
+        _write(pids / "pids.max", limits.pids)
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed for memory in here."""
+        name = "memory.events" if self.version == 2 else "memory.oom_control"  # noqa: PLR2004
+        return _counter(self.directories[0] / name, "oom_kill") > 0
+
+    def out_of_pids(self) -> bool:
+        """Whether a task was refused in here."""
+        return _counter(self.directories[-1] / "pids.events", "max") > 0
+
+    def memory_peak_bytes(self) -> int:
+        name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"  # noqa: PLR2004
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.directories[0] / name).read_text())
+        return 0
+
+    def processes(self) -> list[int]:
+        found: set[int] = set()
+        for path in self.procs:
+            with contextlib.suppress(OSError, ValueError):
+                found.update(int(line) for line in Path(path).read_text().split())
+        return sorted(found)
+
+    def remove(self, within_seconds: float = 5.0) -> None:
+        """Removes the group; its processes must be gone or going."""
+        deadline = time.monotonic() + within_seconds
+        for directory in self.directories:
+            while directory.exists():
+                try:
+                    directory.rmdir()
+                except OSError:
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(0.02)
+
+
+def _own_groups() -> dict[str, str]:
+    """Controller (or "" for version 2) to path, of this process."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    groups = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            groups[controller] = path.lstrip("/")
+    return groups
+
+
+def _v1_parents(mount: Path) -> list[Path]:
+    own = _own_groups()
+    parents = [mount / controller / own.get(controller, "") for controller in _V1_CONTROLLERS]
+    return parents if all(os.access(parent, os.W_OK) for parent in parents) else []
+
+
+def _v2_parent(mount: Path) -> list[Path]:
+    """As root a group of ours below the root; else our own group, if it was delegated."""
+    if os.access(mount, os.W_OK):
+        parent = mount / "runner"
+        with contextlib.suppress(OSError):
+            _write(mount / "cgroup.subtree_control", "+memory +cpu +pids")
+            parent.mkdir(exist_ok=True)
+            _write(parent / "cgroup.subtree_control", "+memory +cpu +pids")
+    else:
+        parent = mount / _own_groups().get("", "")
+        with contextlib.suppress(OSError):
+            _write(parent / "cgroup.subtree_control", "+memory +cpu +pids")
+    try:
+        enabled = set((parent / "cgroup.subtree_control").read_text().split())
+    except OSError:
+        return []
+    return [parent] if enabled >= set(_V1_CONTROLLERS) and os.access(parent, os.W_OK) else []
+
+
+def _write(path: Path, value: int | str) -> None:
+    with path.open("r+" if path.exists() else "w") as file:
+        file.write(str(value))
+
+
+def _counter(path: Path, name: str) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    return 0

@@ -1,0 +1,162 @@
+"""What is launched, and what came of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from builder.model import RUNNER, BuildPlan
+from policies.model import Isolation, Limits
+
+DOOR = f"{RUNNER}/door"
+"""Inside every sandbox: the gateway's socket, and the context once it was released."""
+GATEWAY_SOCKET = "gateway.sock"
+CONTEXT_NAME = "context.tar"
+GATEWAY_PORT = 5000
+"""On the sandbox's own loopback, where the first process forwards to the gateway's socket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """One sandbox, still plain data.
+
+    Attributes:
+        root: The builder's root filesystem, already verified.
+        context: The snapshot, released when the canary was accepted; None for none.
+    """
+
+    isolation: Isolation
+    limits: Limits
+    plan: BuildPlan
+    root: Path
+    context: Path | None
+
+
+class Ending(StrEnum):
+    """Why a sandbox ended."""
+
+    EXITED = "exited"
+    TIME = "time"
+    MEMORY = "memory"
+    PIDS = "pids"
+    LOG = "log"
+    CANCELLED = "cancelled"
+    BROKEN = "broken"
+    """The runtime ended without the report that every orderly end has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostProcess:
+    """One process of the sandbox as the host shows it."""
+
+    role: str
+    uid: int
+    capabilities: int
+    initial_user_namespace: bool
+    seccomp: int
+    no_new_privileges: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was observed of the sandbox, inside and outside, before anything untrusted was read.
+
+    A type of its own: never to be taken for the isolation that was asked for.
+    """
+
+    isolation: Isolation
+    kernel_release: str
+    kernel_version: str
+    runtime: str
+    runtime_version: str
+    interfaces: tuple[str, ...]
+    inside_uid: int
+    processes: tuple[HostProcess, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the sandbox used, as far as the host could see it."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    memory_peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a sandbox ended.
+
+    Attributes:
+        status: Of the last command; a claim from inside, meaningful for EXITED alone.
+        command: Index of that command in the plan; likewise.
+        claim: The digest that the builder says it pushed, unchecked and at most 256 characters.
+        enforced: Limit by limit, what kept it: ``cgroup v1``, ``cgroup v2``, ``supervisor``,
+            ``sandbox kernel`` or ``not enforced``.
+    """
+
+    ending: Ending
+    status: int
+    command: int
+    claim: str | None
+    evidence: Evidence
+    usage: Usage
+    enforced: Mapping[str, str]
+    detail: str = ""
+
+
+class Sandbox(Protocol):
+    """A launched sandbox whose canary was accepted. Every method may be called from any thread."""
+
+    evidence: Evidence
+
+    def wait(self) -> Outcome:
+        """Blocks until the sandbox is gone."""
+
+    def cancel(self) -> None:
+        """Asks for the end; ``wait`` then reports CANCELLED."""
+
+
+class Place(Protocol):
+    """Where one sandbox will be: reserved before it starts, so that the gateway can listen.
+
+    A lock says that it is in use; ``gc`` takes what is not.
+    """
+
+    door: Path
+    """Host directory that appears read-only at DOOR inside; the gateway's socket goes here."""
+    peer_uid: int
+    """Host uid that the sandbox's processes connect with."""
+
+    def release(self) -> None:
+        """Leaves no process, mount or file of the sandbox behind. May be called twice."""
+
+
+class Backend(Protocol):
+    """Where sandboxes are launched."""
+
+    name: str
+
+    def require(self, isolation: Isolation) -> None:
+        """Cheap check that sandboxes of this isolation can be had here.
+
+        Raises:
+            IsolationUnavailable: With the reason and what mends it.
+        """
+
+    def reserve(self, build_id: str) -> Place:
+        """A place for one sandbox. Raises SandboxFailed where none can be had."""
+
+    def launch(self, place: Place, spec: SandboxSpec, log: Callable[[bytes], None]) -> Sandbox:
+        """Starts the sandbox, accepts its canary, and releases the context.
+
+        Args:
+            place: From ``reserve`` of this backend, used once.
+            spec: What to start.
+            log: Gets the build's raw output in pieces, from another thread.
+
+        Raises:
+            IsolationMismatch: It is not what was asked for; it is gone again.
+            SandboxFailed: The runtime did not start it.
+        """

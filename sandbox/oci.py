@@ -1,0 +1,84 @@
+"""Renders a SandboxSpec as the ``config.json`` of the OCI runtime specification 1.0. Pure."""
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from builder.model import RUNNER
+from sandbox.model import DOOR, GATEWAY_PORT, GATEWAY_SOCKET, SandboxSpec
+
+FILES_LIMIT = 1_048_576
+"""buildah sets RLIMIT_NOFILE to this and fails where it may not."""
+
+
+def config_json(spec: SandboxSpec, guest: str) -> bytes:
+    """``config`` as the file that the runtime reads."""
+    return json.dumps(config(spec, guest), indent=1).encode()
+
+
+def config(spec: SandboxSpec, guest: str) -> dict[str, Any]:
+    """The runtime's configuration; ``guest`` is the host directory that appears at RUNNER."""
+    names = [f"CAP_{name}" for name in spec.plan.capabilities]
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": "sandbox",
+        "root": {"path": str(spec.root), "readonly": True},
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "cwd": "/",
+            "args": [f"{RUNNER}/init", f"{RUNNER}/plan"],
+            "env": [f"{name}={value}" for name, value in spec.plan.environment.items()],
+            "noNewPrivileges": True,
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), names),
+            "rlimits": [
+                {"type": kind, "soft": FILES_LIMIT, "hard": FILES_LIMIT}
+                for kind in ("RLIMIT_NOFILE", "RLIMIT_NPROC")
+            ],
+        },
+        "mounts": _mounts(spec, guest),
+        "linux": {
+            "namespaces": [
+                {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")
+            ],
+        },
+    }  # fmt: skip
+
+
+def _mounts(spec: SandboxSpec, guest: str) -> list[dict[str, Any]]:
+    mounts = [
+        _mount("/proc", "proc"),
+        _mount("/dev", "tmpfs", "nosuid"),
+        _mount("/sys", "sysfs", "ro", "nosuid", "noexec", "nodev"),
+        # runc inside finds its cgroups by this mount: "could not join cgroup" without it.
+        _mount("/sys/fs/cgroup", "cgroup"),
+    ]
+    # Parents first: /run before /run/runner.
+    mounts += [
+        _mount(
+            path, "tmpfs", "nosuid", "nodev", f"size={spec.limits.disk_bytes}",
+            f"mode={'1777' if PurePosixPath(path).name == 'tmp' else '0755'}",
+        )
+        for path in sorted(spec.plan.writable)
+    ]  # fmt: skip
+    # A single bind: each one is a connection to the gofer and costs start-up time.
+    bind = {"type": "bind", "source": guest, "options": ["bind", "ro", "nosuid", "nodev"]}
+    return [*mounts, {"destination": RUNNER, **bind}]
+
+
+def _mount(destination: str, kind: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": kind, "options": list(options)}
+
+
+def plan(spec: SandboxSpec, nonce: str) -> bytes:
+    """The first process's plan: NUL-terminated strings, counts before what they count.
+
+    Raises:
+        ValueError: A string holds a NUL.
+    """
+    strings = ["1", nonce, str(GATEWAY_PORT), f"{DOOR}/{GATEWAY_SOCKET}", spec.plan.claim]
+    strings.append(str(len(spec.plan.commands)))
+    for command in spec.plan.commands:
+        strings += [str(len(command)), *command]
+    if any("\0" in string for string in strings):
+        raise ValueError("a command holds a NUL")
+    return b"".join(string.encode("utf-8", "surrogateescape") + b"\0" for string in strings)

@@ -1,0 +1,178 @@
+"""Where a local sandbox lives on the host: a directory, a lock, and as root a uid of its own.
+
+::
+
+    STATE/sandboxes/ID/
+        lock        held by the living runner
+        guest/      appears read-only as /run/runner inside
+            init  plan  config/  door/
+        bundle/     config.json
+        runsc/      runsc's own state
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox import processes
+from sandbox.cgroups import Group
+from sandbox.errors import SandboxFailed
+
+UIDS = Path("/run/runner-uids")
+"""Locks of the host uids in use; one place for the whole host, whatever the state directory."""
+
+
+class Lock:
+    """An exclusive lock on a file, gone with the process that holds it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BlockingIOError where another process holds it."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(slots=True)
+class LocalPlace:
+    """See ``sandbox.model.Place``."""
+
+    name: str
+    directory: Path
+    peer_uid: int
+    _lock: Lock
+    _uid_lock: Lock | None
+
+    @property
+    def guest(self) -> Path:
+        return self.directory / "guest"
+
+    @property
+    def door(self) -> Path:
+        return self.guest / "door"
+
+    @property
+    def bundle(self) -> Path:
+        return self.directory / "bundle"
+
+    @property
+    def runsc_state(self) -> Path:
+        return self.directory / "runsc"
+
+    def give(self, path: Path, mode: int) -> None:
+        """Lets the sandbox's uid read ``path``, and nobody else but its owner."""
+        if self._uid_lock is not None:
+            os.chown(path, -1, self.peer_uid, follow_symlinks=False)
+        path.chmod(mode)
+
+    def release(self) -> None:
+        clean(self.directory)
+        self._lock.release()
+        if self._uid_lock is not None:
+            self._uid_lock.release()
+
+
+def reserve(sandboxes: Path, name: str, uids: range) -> LocalPlace:
+    """Makes the place for one sandbox.
+
+    Args:
+        sandboxes: Directory of all places.
+        name: Of this one; the build's id.
+        uids: Host uids to choose from when this process is root.
+
+    Raises:
+        SandboxFailed: It exists already, or every uid is taken.
+    """
+    directory = sandboxes / name
+    as_root = os.geteuid() == 0
+    uid_lock, uid = _reserve_uid(uids) if as_root else (None, os.geteuid())
+    try:
+        sandboxes.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700)
+        place = LocalPlace(name, directory, uid, Lock(directory / "lock"), uid_lock)
+        for made, mode in (
+            (place.guest, 0o750),
+            (place.guest / "config", 0o750),
+            (place.door, 0o750),
+            (place.bundle, 0o750),
+            (place.runsc_state, 0o700),
+        ):
+            made.mkdir()
+            place.give(made, mode)
+        if as_root:
+            os.chown(place.runsc_state, uid, uid)
+        place.give(directory, 0o750)
+    except OSError as error:
+        if uid_lock is not None:
+            uid_lock.release()
+        raise SandboxFailed(f"no place for the sandbox: {error}") from None
+    return place
+
+
+def _reserve_uid(uids: range) -> tuple[Lock, int]:
+    UIDS.mkdir(mode=0o700, exist_ok=True)
+    in_use = {process.uid for process in processes.alive()}
+    for uid in uids:
+        if uid in in_use:
+            continue
+        try:
+            return Lock(UIDS / str(uid)), uid
+        except BlockingIOError:
+            continue
+    raise SandboxFailed(f"every host uid from {uids.start} to {uids.stop - 1} is in use")
+
+
+def abandoned(sandboxes: Path) -> Iterator[Path]:
+    """Places whose runner is gone."""
+    if not sandboxes.is_dir():
+        return
+    for directory in sorted(sandboxes.iterdir()):
+        try:
+            Lock(directory / "lock").release()
+        except BlockingIOError:
+            continue
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # killed between the two, or half removed
+        yield directory
+
+
+def clean(directory: Path) -> None:
+    """Ends every process of the sandbox in ``directory`` and removes its files and groups.
+
+    Raises:
+        SandboxFailed: Something of it could not be removed.
+    """
+    group = Group.existing(directory.name)
+    members = set(group.processes()) if group is not None else set()
+    state = str(directory / "runsc")
+    mine = {os.getpid(), os.getppid()}
+
+    def belongs(process: processes.Process) -> bool:
+        named = any(word in {f"--root={state}", state} for word in process.argv)
+        return process.pid not in mine and (named or process.pid in members)
+
+    # Stubs of the Sentry have no command line: they go with the process that traces them,
+    # and are found as its descendants or by the group.
+    roots = [process.pid for process in processes.alive() if belongs(process)]
+    below = {child.pid for root in roots for child in processes.descendants(root)}
+    if not processes.kill_all(lambda process: belongs(process) or process.pid in below):
+        raise SandboxFailed(f"processes of {directory.name} do not end")
+    if group is not None:
+        group.remove()
+    shutil.rmtree(directory, ignore_errors=False, onerror=_ignore_missing)
+
+
+def _ignore_missing(function: object, path: str, info: object) -> None:
+    del function, info
+    if os.path.lexists(path):
+        raise SandboxFailed(f"{path} cannot be removed")

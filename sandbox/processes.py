@@ -1,0 +1,172 @@
+"""Processes as ``/proc`` shows them: which belong to a sandbox, and what they may do."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.model import HostProcess
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process at one moment."""
+
+    pid: int
+    parent: int
+    uid: int
+    status: dict[str, str]
+    argv: tuple[str, ...]
+
+
+def read(pid: int) -> Process | None:
+    """The process, or None when it is gone or not ours to see."""
+    try:
+        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+        argv = (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return None
+    status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    words = tuple(os.fsdecode(word) for word in argv.rstrip(b"\0").split(b"\0")) if argv else ()
+    return Process(pid, int(status["PPid"]), int(status["Uid"].split()[0]), status, words)
+
+
+def alive() -> Iterator[Process]:
+    """Every process that is no zombie."""
+    for entry in PROC.iterdir():
+        process = read(int(entry.name)) if entry.name.isdigit() else None
+        if process is not None and not process.status.get("State", "").startswith(("Z", "X")):
+            yield process
+
+
+def descendants(root: int) -> list[Process]:
+    """``root`` and everything below it."""
+    every = {process.pid: process for process in alive()}
+    return [process for process in every.values() if _is_below(process, root, every)]
+
+
+def _is_below(process: Process, root: int, every: dict[int, Process]) -> bool:
+    seen = set()
+    current: Process | None = process
+    while current is not None and current.pid not in seen:
+        if current.pid == root:
+            return True
+        seen.add(current.pid)
+        current = every.get(current.parent)
+    return False
+
+
+def kill_all(belongs: Callable[[Process], bool], *, within_seconds: float = 10.0) -> bool:
+    """Kills every process that ``belongs``, and what these start meanwhile.
+
+    Returns:
+        Whether none was left.
+    """
+    deadline = time.monotonic() + within_seconds
+    while victims := [process for process in alive() if belongs(process)]:
+        if time.monotonic() > deadline:
+            return False
+        for victim in victims:
+            kill(victim)
+        time.sleep(0.01)
+    return True
+
+
+def kill(process: Process) -> None:
+    """Kills just this process, never another that got its number since."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        now = read(process.pid)
+        if now is not None and (now.argv, now.uid) == (process.argv, process.uid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+    finally:
+        os.close(handle)
+
+
+def host_view(root: int, executable: Path) -> list[HostProcess]:
+    """The processes below ``root`` that run ``executable``, as evidence.
+
+    Args:
+        root: Process id of the launcher.
+        executable: The runtime's file; a process of any other file is not listed.
+    """
+    own_namespace = _link(os.getpid(), "ns/user")
+    wanted = executable.stat()
+    view = []
+    for process in descendants(root):
+        try:
+            file = (PROC / str(process.pid) / "exe").stat()
+        except OSError:
+            continue
+        if not os.path.samestat(file, wanted):
+            continue
+        view.append(
+            HostProcess(
+                role=_role(process),
+                uid=process.uid,
+                capabilities=int(process.status.get("CapEff", "0"), 16),
+                initial_user_namespace=_link(process.pid, "ns/user") == own_namespace,
+                seccomp=int(process.status.get("Seccomp", "0")),
+                no_new_privileges=process.status.get("NoNewPrivs") == "1",
+            )
+        )
+    return sorted(set(view), key=lambda process: process.role)
+
+
+def _role(process: Process) -> str:
+    name = process.argv[0] if process.argv else ""
+    return {"runsc-sandbox": "sandbox", "runsc-gofer": "gofer", "": "application"}.get(
+        name, "launcher"
+    )
+
+
+def _link(pid: int, name: str) -> str:
+    try:
+        return str((PROC / str(pid) / name).readlink())
+    except OSError:
+        return ""
+
+
+def memory_bytes(root: int) -> int:
+    """What a sandbox without a cgroup uses: its memory files, and what its processes own.
+
+    gVisor keeps all memory of the applications, and every file written in memory, in one
+    memfd of the Sentry; the anonymous memory of the host processes comes on top.
+    """
+    files: dict[tuple[int, int], int] = {}
+    anonymous = 0
+    for process in descendants(root):
+        anonymous += int(process.status.get("RssAnon", "0 kB").split()[0]) << 10
+        if _role(process) == "sandbox":
+            files.update(_memory_files(process.pid))
+    return anonymous + sum(files.values())
+
+
+def _memory_files(pid: int) -> dict[tuple[int, int], int]:
+    found = {}
+    with contextlib.suppress(OSError):
+        for entry in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(entry.readlink()).startswith("/memfd:"):
+                    status = entry.stat()
+                    found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return found
+
+
+def cpu_seconds(root: int) -> float:
+    """Processor time of ``root`` and everything below it, children that ended included."""
+    ticks = 0
+    for process in descendants(root):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = (PROC / str(process.pid) / "stat").read_text().rpartition(")")[2].split()
+            ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
