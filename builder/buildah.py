@@ -9,6 +9,7 @@ of them in the Sentry alone.
 
 import base64
 import json
+import re
 
 from builder.model import CONFIG, CONTEXT_TAR, RUNNER, WORKSPACE, BuildInput, BuildPlan
 from builder.rootfs import Recipe
@@ -83,7 +84,8 @@ class Buildah:
             f"--signature-policy={CONFIG}/policy.json",
             "--tls-verify=false",
             f"--platform={request.platform}",
-            f"--file={WORKSPACE}/{request.dockerfile}",
+            f"--file={CONFIG}/Dockerfile",
+            f"--ignorefile={CONFIG}/ignore",
             f"--tag={reference}",
         ]  # fmt: skip
         build += [f"--build-arg={name}={value}" for name, value in request.build_args.items()]
@@ -108,6 +110,10 @@ class Buildah:
                 "CONTAINERS_STORAGE_CONF": f"{CONFIG}/storage.conf",
             },
             files={
+                # Not the context's own: buildah runs cpp over a name that ends in .in, and would
+                # look for a .containerignore that the snapshot does not know.
+                "Dockerfile": request.dockerfile,
+                "ignore": _ignore(request.ignored),
                 "auth.json": _auth(request),
                 "containers.conf": CONTAINERS_CONF.format(
                     capabilities=json.dumps([f"CAP_{name}" for name in RUN_CAPABILITIES])
@@ -127,14 +133,20 @@ def _auth(request: BuildInput) -> bytes:
     return json.dumps({"auths": {request.registry: {"auth": token}}}).encode()
 
 
+def _ignore(paths: tuple[str, ...]) -> bytes:
+    """The snapshot has left out the rest; each path is one pattern that matches it alone."""
+    escaped = (re.sub(r"([\\*?\[\]])", r"\\\1", path) for path in paths)
+    return "".join(f"/{path}\n" for path in escaped).encode("utf-8", "surrogateescape")
+
+
 def _registries(request: BuildInput) -> bytes:
     """Every registry that the build may ask for is a path of the one that it sees."""
     lines = ['unqualified-search-registries = ["docker.io"]', 'short-name-mode = "disabled"']
-    for host in request.upstreams:
+    for host, alias in request.upstreams.items():
         lines += [
             "[[registry]]",
             f"prefix = {json.dumps(host)}",
-            f"location = {json.dumps(f'{request.registry}/{host}')}",
+            f"location = {json.dumps(f'{request.registry}/{alias}')}",
             "insecure = true",
         ]
     return "\n".join(lines).encode() + b"\n"

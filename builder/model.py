@@ -21,21 +21,24 @@ class BuildInput:
     """What a builder has to know. Names of the door come from the sandbox's side.
 
     Attributes:
+        dockerfile: The bytes that were read for facts, so that no builder reads others.
+        ignored: Paths of the context that are there and must not be copied.
         registry: The one registry authority that the builder sees, ``127.0.0.1:PORT``.
         repository: Where in it to push the result, without a tag.
         token: Of the session; opens nothing but the session.
-        upstreams: Registry hosts whose images the build may ask for through ``registry``.
-        wall_seconds: For the builder's own timeouts.
+        upstreams: Registry hosts whose images the build may ask for, each with the path
+            component of ``registry`` that stands for it.
     """
 
-    dockerfile: str
+    dockerfile: bytes
+    ignored: tuple[str, ...]
     build_args: Mapping[str, str]
     target: str | None
     platform: str
     registry: str
     repository: str
     token: str
-    upstreams: tuple[str, ...]
+    upstreams: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from pathlib import PurePath
 from typing import Any
 
-from policies.reference import Digest
+from policies.reference import Digest, ImageReference
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -128,8 +129,8 @@ class Denial:
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any of our frozen values
-    """A frozen value as plain JSON types; isolations and networks by name."""
-    if isinstance(value, (Isolation, Network)):
+    """A frozen value as plain JSON types; names, references and paths as text."""
+    if isinstance(value, (Isolation, Network, ImageReference, PurePath)):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -1,9 +1,10 @@
 """Files that are written whole or not at all, and the places where runner keeps them."""
 
+import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,18 +15,32 @@ SYSTEM = Path("/var/lib/runner")
 """Where root's state is: a sandbox has a uid of its own, and root's home is closed to it."""
 
 
+@contextlib.contextmanager
+def disk_full_is_a_limit(path: Path) -> Iterator[None]:
+    """Raises DiskExceeded, naming ``path``, where the system says that there is no space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskExceeded(
+                f"the file system of {path} is full",
+                advice="Free space there; `runner gc` removes what killed builds left.",
+            ) from None
+        raise
+
+
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Writes ``path`` so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
-        ) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
+        with disk_full_is_a_limit(path):
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
@@ -81,20 +96,22 @@ class Home:
             StateUnusable: They cannot be made or written, or a sandbox could not reach them.
         """
         try:
-            for directory in (self.data, self.state):
-                directory.mkdir(parents=True, exist_ok=True)
-                probe = directory / f".writable-{secrets.token_hex(8)}"
-                probe.touch()
-                probe.unlink()
-            for directory in (self.builders, self.base_images, self.builds, self.sandboxes):
-                directory.mkdir(exist_ok=True)
-            self.builds.chmod(0o700)
+            with disk_full_is_a_limit(self.state):
+                self._make()
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise DiskExceeded(f"{error.filename}: no space left") from None
             raise StateUnusable(f"{error.filename}: {error.strerror}") from None
         if os.geteuid() == 0:
             self._require_reachable()
+
+    def _make(self) -> None:
+        for directory in (self.data, self.state):
+            directory.mkdir(parents=True, exist_ok=True)
+            probe = directory / f".writable-{secrets.token_hex(8)}"
+            probe.touch()
+            probe.unlink()
+        for directory in (self.builders, self.base_images, self.builds, self.sandboxes):
+            directory.mkdir(exist_ok=True)
+        self.builds.chmod(0o700)
 
     def _require_reachable(self) -> None:
         for directory in (self.data, self.state):

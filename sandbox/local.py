@@ -21,7 +21,7 @@ from sandbox import oci, place, processes, runsc
 from sandbox.canary import Observation, judge
 from sandbox.cgroups import Group
 from sandbox.errors import IsolationMismatch, IsolationUnavailable, SandboxFailed
-from sandbox.model import CONTEXT_NAME, Ending, Evidence, Outcome, SandboxSpec, Usage
+from sandbox.model import CONTEXT_NAME, Ending, Evidence, Outcome, Place, SandboxSpec, Usage
 from sandbox.place import LocalPlace
 from sandbox.report import CANARY_BYTES, ExitReport, OutputSplitter, ReportInvalid, parse_exit
 
@@ -63,8 +63,9 @@ class LocalBackend:
         return place.reserve(self._sandboxes, build_id, self._uids)
 
     def launch(
-        self, place: LocalPlace, spec: SandboxSpec, log: Callable[[bytes], None]
+        self, place: Place, spec: SandboxSpec, log: Callable[[bytes], None]
     ) -> "LocalSandbox":
+        assert isinstance(place, LocalPlace), "from this backend's reserve"
         self.require(spec.isolation)
         return LocalSandbox(runsc.find(self._runsc_name), place, spec, log)
 

@@ -124,10 +124,13 @@ class Place(Protocol):
     A lock says that it is in use; ``gc`` takes what is not.
     """
 
-    door: Path
-    """Host directory that appears read-only at DOOR inside; the gateway's socket goes here."""
-    peer_uid: int
-    """Host uid that the sandbox's processes connect with."""
+    @property
+    def door(self) -> Path:
+        """Host directory that appears read-only at DOOR inside; the gateway's socket goes here."""
+
+    @property
+    def peer_uid(self) -> int:
+        """Host uid that the sandbox's processes connect with."""
 
     def release(self) -> None:
         """Leaves no process, mount or file of the sandbox behind. May be called twice."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from policies.reference import Digest
+from runner.files import disk_full_is_a_limit
 
 CHUNK_BYTES = 1 << 20
 
@@ -39,11 +40,13 @@ class BlobWriter:
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> None:
+        """Raises DiskExceeded where the host's file system is full."""
         view = memoryview(data)
         self._hash.update(view)
         self.size += len(view)
-        while view:
-            view = view[self._file.write(view) :]
+        with disk_full_is_a_limit(self._path):
+            while view:
+                view = view[self._file.write(view) :]
 
     @property
     def digest(self) -> Digest:
@@ -53,7 +56,7 @@ class BlobWriter:
     def commit(self) -> Digest:
         """Makes the blob visible under its digest, durable."""
         digest = self.digest
-        with self._file:
+        with disk_full_is_a_limit(self._path), self._file:
             os.fsync(self._file.fileno())
         target = self._blobs / digest.algorithm / digest.hex
         target.parent.mkdir(exist_ok=True)

@@ -1,0 +1,71 @@
+"""The command line: a module per subcommand, imported only when it is asked for."""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "submit": "build an untrusted context, verify the image and publish it",
+    "builder": "list, install, verify or remove the root filesystems of builders",
+    "doctor": "say what this host can do, and how to mend what it cannot",
+    "gc": "remove whatever killed runs left behind",
+    "verify": "check an image in a registry with the verifier that builds go through",
+}
+
+USAGE = 2
+BUG = 70
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the process's exit status. Prints no traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="runner",
+        description="Builds container images from source that you do not trust.",
+        epilog="runner COMMAND --help tells the options of a command.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
+        if words and words[0] == name:
+            import_module(f"runner.cli.{name}").configure(command)
+    parsed = parser.parse_args(words)
+    if parsed.version:
+        from runner import __version__  # noqa: PLC0415 - start-up is a feature
+
+        print(f"runner {__version__}")  # noqa: T201 - the answer
+        return 0
+    if parsed.command is None:
+        parser.print_help()
+        return USAGE
+    return _guarded(parsed)
+
+
+def _guarded(parsed: argparse.Namespace) -> int:
+    from runner.cli.view import say_error  # noqa: PLC0415 - start-up is a feature
+    from runner.errors import Cancelled, InternalError, RunnerError  # noqa: PLC0415 - likewise
+
+    try:
+        return int(import_module(f"runner.cli.{parsed.command}").run(parsed))
+    except RunnerError as error:
+        say_error(error)
+        return int(error.status)
+    except KeyboardInterrupt:
+        say_error(Cancelled("interrupted"))
+        return int(Cancelled.status)
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BUG
+    except Exception:  # noqa: BLE001 - the last resort: a bug becomes a file and a sentence
+        file, path = tempfile.mkstemp(prefix="runner-diagnostics-", suffix=".txt")
+        with contextlib.suppress(OSError), os.fdopen(file, "w", encoding="utf-8") as stream:
+            traceback.print_exc(file=stream)
+        say_error(InternalError(f"a bug in runner; diagnostics are in {path}"))
+        return BUG

@@ -1,0 +1,108 @@
+"""``runner builder list|install|verify|remove``: the root filesystems that builders run in."""
+
+import argparse
+import json
+
+from policies.model import MIB
+from runner.cli import view
+from runner.cli.tools import BUILDERS
+from runner.errors import BuilderUnknown
+from runner.files import Home
+from runner.stores.rootfs import Installed, RootfsStore
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, purpose in (
+        ("list", "what there is, and what is installed"),
+        ("install", "make a builder's root filesystem"),
+        ("verify", "hash every file of a root filesystem"),
+        ("remove", "remove a root filesystem"),
+    ):
+        action = actions.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
+        if name == "list":
+            action.add_argument("--json", action="store_true")
+        else:
+            action.add_argument("builder", nargs="?", default="buildah", help="[%(default)s]")
+        if name == "install":
+            action.add_argument(
+                "--force", action="store_true", help="even where it is installed and sound"
+            )
+            source = action.add_mutually_exclusive_group()
+            source.add_argument("--mirror", metavar="URL", help="of Debian's archive")
+            source.add_argument(
+                "--image",
+                metavar="HOST/REPO:TAG|oci:DIR",
+                help="an image of your own instead of Debian's packages",
+            )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    home = Home.find()
+    home.prepare()
+    store = RootfsStore(home.builders)
+    if parsed.action == "list":
+        return _list(store, as_json=parsed.json)
+    if parsed.builder not in BUILDERS:
+        raise BuilderUnknown(f"there is no builder {parsed.builder!a}")
+    if parsed.action == "install":
+        _install(store, parsed)
+    elif parsed.action == "verify":
+        _say(store.verified(parsed.builder, every_byte=True))
+    else:
+        store.remove(parsed.builder)
+    return 0
+
+
+def _list(store: RootfsStore, *, as_json: bool) -> int:
+    rows = []
+    for name, builder in BUILDERS.items():
+        installed = store.installed(name)
+        rows.append(
+            {
+                "builder": name,
+                "recipe": f"debian:{builder.recipe.suite}",
+                "installed": installed.version if installed else None,
+                "digest": installed.digest if installed else None,
+                "source": installed.source if installed else None,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))  # noqa: T201 - the answer
+        return 0
+    for row in rows:
+        state = (
+            f"{row['installed']} from {row['source']}, {row['digest']}"
+            if row["installed"]
+            else f"not installed (runner builder install {row['builder']})"
+        )
+        print(f"{row['builder']:<10} {state}")  # noqa: T201 - the answer
+    return 0
+
+
+def _install(store: RootfsStore, parsed: argparse.Namespace) -> None:
+    from runner.stores import installs  # noqa: PLC0415 - only here
+
+    builder = BUILDERS[parsed.builder]
+    if not parsed.force and store.installed(builder.name) is not None:
+        _say(store.verified(builder.name))
+        return
+    if parsed.image is not None:
+        from runner.cli.tools import assemble  # noqa: PLC0415 - only here
+
+        _say(installs.from_image(store, builder, parsed.image, assemble([])))
+        return
+
+    def report(line: str) -> None:
+        view.say("install", line)
+
+    _say(installs.from_packages(store, builder, mirror=parsed.mirror, report=report))
+
+
+def _say(installed: Installed) -> None:
+    view.say(
+        "builder",
+        f"{installed.name} {installed.version}, {installed.entries} files, "
+        f"{installed.size_bytes // MIB} MiB",
+    )
+    print(installed.digest)  # noqa: T201 - the answer

@@ -1,0 +1,146 @@
+"""``runner submit --untrusted CONTEXT``: build, verify, publish."""
+
+import argparse
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from policies.reference import ImageReference
+from runner.cancel import Cancellation
+from runner.cli import view
+from runner.cli.tools import assemble
+from runner.errors import OutputInvalid, UsageError
+from runner.files import write_whole
+from runner.output import Output
+from runner.pipeline import submit
+from runner.request import BuildRequest, BuildResult
+
+_DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s?)?")
+_ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("context", metavar="CONTEXT", type=Path, help="directory with all that is copied")
+    add(
+        "--untrusted",
+        action="store_true",
+        help="state that the source is not trusted (so is every build that says nothing)",
+    )
+    add("--file", metavar="FILE", help="the Dockerfile, relative to CONTEXT [Dockerfile]")
+    add(
+        "--destination",
+        metavar="HOST/REPO:TAG",
+        action="append",
+        default=[],
+        help="where to publish; repeatable",
+    )
+    add("--output", metavar="oci:DIR|tar:FILE", help="write the image to this host as well")
+    add("--build-arg", metavar="NAME=VALUE", action="append", default=[], help="repeatable")
+    add("--target", metavar="STAGE", help="build this stage instead of the last one")
+    add("--platform", metavar="OS/ARCH", default="linux/amd64", help="[%(default)s]")
+    add("--backend", default="local", help="where the sandbox runs [%(default)s]")
+    add("--builder", default="buildah", help="[%(default)s]")
+    add(
+        "--policy",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="tighten the operator's policy; repeatable",
+    )
+    add("--timeout", metavar="DURATION", default="20m", help="such as 90s or 1h30m [%(default)s]")
+    add("--digest-file", metavar="FILE", type=Path, help="write the image's digest here")
+    add("--json", action="store_true", help="events as lines of JSON on stdout")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    request = _request(parsed)
+    tools = assemble(parsed.policy)
+    seen = view.choose(json=parsed.json)
+    cancellation = Cancellation()
+    try:
+        with _signals(cancellation):
+            result = submit(request, tools, seen, cancellation)
+    finally:
+        seen.close()
+    if parsed.digest_file is not None:
+        _write_digest(parsed.digest_file, result)
+    if not parsed.json:
+        _answer(result)
+    return 0
+
+
+def _request(parsed: argparse.Namespace) -> BuildRequest:
+    target = parsed.target
+    if target is not None and not _TARGET.fullmatch(target):
+        raise UsageError(f"not a stage's name: {target[:200]!a}")
+    return BuildRequest(
+        context=parsed.context,
+        dockerfile=parsed.file,
+        destinations=tuple(map(ImageReference.parse, dict.fromkeys(parsed.destination))),
+        output=Output.parse(parsed.output) if parsed.output is not None else None,
+        build_args=dict(map(_build_arg, parsed.build_arg)),
+        target=target,
+        platform=parsed.platform,
+        backend=parsed.backend,
+        builder=parsed.builder,
+        wall_seconds=_seconds(parsed.timeout),
+    )
+
+
+def _build_arg(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not _ARG_NAME.fullmatch(name) or "\0" in value:
+        raise UsageError(
+            f"not a build argument: {text[:200]!a}", advice="Write --build-arg NAME=VALUE."
+        )
+    return name, value
+
+
+def _seconds(text: str) -> int:
+    match = _DURATION.fullmatch(text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = hours * 3600 + minutes * 60 + seconds
+    if total <= 0:
+        raise UsageError(f"not a duration: {text[:100]!a}", advice="Write 90s, 20m or 1h30m.")
+    return total
+
+
+@contextmanager
+def _signals(cancellation: Cancellation) -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGHUP cancels cleanly; a second one interrupts that too."""
+
+    def first(number: int, frame: object) -> None:
+        del frame
+        signal.signal(number, signal.default_int_handler)
+        # Never in the handler itself: it may have interrupted a holder of the locks it needs.
+        threading.Thread(target=cancellation.cancel, name="cancel").start()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, first) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_digest(path: Path, result: BuildResult) -> None:
+    try:
+        write_whole(path, f"{result.digest}\n".encode())
+    except OSError as error:
+        raise OutputInvalid(f"{path}: {error.strerror}") from None
+
+
+def _answer(result: BuildResult) -> None:
+    """What scripts take: each destination by digest, or the digest alone."""
+    names = [name.rpartition(":")[0] for name in result.published]
+    lines = [f"{name}@{result.digest}" for name in names] or [str(result.digest)]
+    if result.stored is not None:
+        view.say("kept", f"{result.stored} (an OCI layout)")
+    print("\n".join(lines))  # noqa: T201 - the answer

@@ -1,0 +1,48 @@
+"""Puts the parts of this host together for the commands that need them."""
+
+from pathlib import Path
+
+from builder.buildah import Buildah
+from builder.model import Builder
+from policies import document
+from policies.document import Policy
+from runner import settings
+from runner.files import Home
+from runner.pipeline import Tools
+from runner.registry.auth import DockerConfig
+from sandbox.local import LocalBackend
+
+OPERATOR_POLICY = Path("/etc/runner/policy.yaml")
+
+BUILDERS: dict[str, Builder] = {"buildah": Buildah()}
+
+
+def backend(home: Home, loaded: settings.Settings) -> LocalBackend:
+    """The local backend, as configured."""
+    local = loaded.local
+    uids = range(local.first_uid, local.first_uid + local.uids)
+    return LocalBackend(home.sandboxes, runsc_name=local.runsc, uids=uids)
+
+
+def policies(given: list[Path]) -> list[Policy]:
+    """The operator's policy, or the shipped default where there is none; then what was given.
+
+    The decision is the stricter of all, so what was given can only tighten.
+    """
+    base = OPERATOR_POLICY.exists()
+    first = document.read(OPERATOR_POLICY) if base else document.shipped("default")
+    return [first, *map(document.read, given)]
+
+
+def assemble(given_policies: list[Path]) -> Tools:
+    """Everything that a build is made with. Raises ConfigInvalid or PolicyInvalid."""
+    loaded, home = settings.load(), Home.find()
+    local = backend(home, loaded)
+    return Tools(
+        settings=loaded,
+        home=home,
+        policies=policies(given_policies),
+        backends={local.name: local},
+        builders=BUILDERS,
+        credentials=DockerConfig(),
+    )

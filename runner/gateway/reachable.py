@@ -1,0 +1,90 @@
+"""The reachable set: what one session may see. Gateway, stores, verify and publish ask it.
+
+A session sees the blobs that it uploaded itself, and those that a manifest which it resolved
+references. Anything else does not exist for it, whoever else may have it.
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from policies.engine import within
+from policies.model import Decision, Network
+from policies.reference import Digest, ImageReference
+from runner.registry.image import Descriptor, Manifest, parse_document
+from runner.stores.blobs import BlobSource
+
+
+class ReachableSet:
+    """Grows while the session resolves and uploads; never shrinks. Usable by several threads."""
+
+    def __init__(self, decision: Decision) -> None:
+        self._decision = decision
+        self._lock = threading.Lock()
+        self._uploaded: set[Digest] = set()
+        self._based: dict[Digest, tuple[ImageReference, int]] = {}
+
+    # -- what the decision allows ----------------------------------------------------------
+
+    def may_resolve(self, image: ImageReference) -> bool:
+        """Whether the session may start from ``image``."""
+        allowed = self._decision.network >= Network.REGISTRIES
+        return allowed and within(self._decision.base_images, image.name)
+
+    def with_credentials(self, image: ImageReference) -> bool:
+        """Whether ``image`` may be pulled with the user's credentials; anonymously otherwise."""
+        return within(self._decision.pull_credentials, image.name)
+
+    # -- what the session did --------------------------------------------------------------
+
+    def resolved(self, image: ImageReference, descriptor: Descriptor, document: bytes) -> None:
+        """Notes that ``document`` was resolved: what it references is reachable from now on."""
+        parsed = parse_document(document, descriptor.media_type)
+        if isinstance(parsed, Manifest):
+            with self._lock:
+                for blob in (parsed.config, *parsed.layers):
+                    self._based[blob.digest] = (image, blob.size)
+
+    def uploaded(self, digest: Digest) -> None:
+        with self._lock:
+            self._uploaded.add(digest)
+
+    def is_uploaded(self, digest: Digest) -> bool:
+        with self._lock:
+            return digest in self._uploaded
+
+    def base_of(self, digest: Digest) -> tuple[ImageReference, int] | None:
+        """The resolved image that references the blob, and the size it states."""
+        with self._lock:
+            return self._based.get(digest)
+
+    def sees(self, digest: Digest) -> bool:
+        return self.is_uploaded(digest) or self.base_of(digest) is not None
+
+    def bases(self) -> Mapping[Digest, ImageReference]:
+        with self._lock:
+            return {digest: image for digest, (image, _) in self._based.items()}
+
+
+class ReachableBlobs:
+    """The blobs of a session as one source: staged ones, then those of its base images."""
+
+    def __init__(self, reachable: ReachableSet, staged: BlobSource, base: BlobSource) -> None:
+        self._reachable = reachable
+        self._staged = staged
+        self._base = base
+
+    def _source(self, digest: Digest) -> BlobSource | None:
+        if self._reachable.is_uploaded(digest):
+            return self._staged
+        return self._base if self._reachable.base_of(digest) is not None else None
+
+    def size(self, digest: Digest) -> int | None:
+        source = self._source(digest)
+        return source.size(digest) if source is not None else None
+
+    def open(self, digest: Digest) -> BinaryIO:
+        source = self._source(digest)
+        if source is None:
+            raise FileNotFoundError(digest)
+        return source.open(digest)

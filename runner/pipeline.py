@@ -1,0 +1,448 @@
+"""The way of a build through the house, one arrow after the other.
+
+    request -> context -> facts -> decision -> spec -> outcome -> staged -> verified -> published
+
+Read ``Build.run`` from top to bottom: each step takes what the one before made.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from builder.dockerfile import read_dockerfile
+from builder.model import Builder, BuildInput, BuildPlan
+from policies import engine
+from policies.document import Policy
+from policies.facts import BuildFacts
+from policies.model import Decision, Denial, Isolation, Trust, plain
+from policies.reference import DOCKER_HUB, Digest, ImageReference
+from runner import events, outcome, publish
+from runner.cancel import Cancellation
+from runner.context import BuildContext, snapshot
+from runner.errors import (
+    BuilderUnknown,
+    Cancelled,
+    InvalidReference,
+    IsolationUnavailable,
+    PolicyDenied,
+    RegistryError,
+    RunnerError,
+    UsageError,
+)
+from runner.events import Broadcast, Listener, Stage
+from runner.files import Home
+from runner.gateway.registry import REPOSITORY
+from runner.gateway.session import Door, Session
+from runner.output import Output, write_output
+from runner.registry.auth import Credentials
+from runner.registry.client import RegistryClient
+from runner.request import BuilderUsed, BuildRequest, BuildResult
+from runner.settings import Settings
+from runner.state import BuildDirectory
+from runner.stores.blobs import BlobStore
+from runner.stores.rootfs import Installed, RootfsStore
+from runner.verify import StagedImage, VerifiedImage, verify
+from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Backend, Outcome, SandboxSpec
+
+PLATFORMS = ("linux/amd64",)
+"""What sandboxes here can run: the kernel inside emulates no other processor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What builds are made with: this host's parts, the same for every request."""
+
+    settings: Settings
+    home: Home
+    policies: Sequence[Policy]
+    backends: Mapping[str, Backend]
+    builders: Mapping[str, Builder]
+    credentials: Credentials
+
+
+def submit(
+    request: BuildRequest, tools: Tools, listen: Listener, cancellation: Cancellation
+) -> BuildResult:
+    """Builds, verifies and publishes.
+
+    Args:
+        request: What to build.
+        tools: With what.
+        listen: Gets every event, in order, from any thread.
+        cancellation: Ends the build early.
+
+    Raises:
+        RunnerError: With what went wrong; ``result.json`` says it too. Nothing is left running.
+    """
+    tools.home.prepare()
+    directory = BuildDirectory.create(tools.home.builds)
+    try:
+        return Build(
+            request, tools, directory, Broadcast(directory.listen, listen), cancellation
+        ).run()
+    finally:
+        directory.close()
+
+
+class Build:
+    """One build. ``run`` is the way; the other methods are its steps."""
+
+    def __init__(
+        self,
+        request: BuildRequest,
+        tools: Tools,
+        directory: BuildDirectory,
+        emit: Listener,
+        cancellation: Cancellation,
+    ) -> None:
+        self._request = request
+        self._tools = tools
+        self._directory = directory
+        self._emit = emit
+        self._cancellation = cancellation
+        self._timings: dict[str, float] = {}
+        self._warnings: list[str] = []
+        self._log_tail = outcome.LogTail()
+
+    def run(self) -> BuildResult:
+        """See ``submit``."""
+        started = time.monotonic()
+        self._emit(events.Started(self._directory.id, str(self._request.context)))
+        self._directory.write("request", self._request)
+        try:
+            result = self._build()
+        except RunnerError as error:
+            self._failed(error)
+            raise
+        finally:
+            self._directory.drop_staged()
+        self._directory.write("result", {"status": 0, **plain(result)})
+        self._emit(events.Finished(result.digest, round(time.monotonic() - started, 3)))
+        return result
+
+    def _build(self) -> BuildResult:
+        with self._stage(Stage.PREPARE):
+            backend, builder, isolation = self._prepare()
+            root = RootfsStore(self._tools.home.builders).verified(builder.name)
+        with self._stage(Stage.CONTEXT):
+            context = self._snapshot()
+        with self._stage(Stage.DECIDE):
+            facts = self._facts(context, isolation)
+            decision = self._decide(facts)
+        with ExitStack() as stack:
+            place = backend.reserve(self._directory.id)
+            stack.callback(place.release)
+            door = Door(place.door, GATEWAY_SOCKET, place.peer_uid)
+            session = stack.enter_context(self._session(door, decision, facts))
+            with self._stage(Stage.RESOLVE):
+                self._resolve(session, facts.dockerfile.images)
+            with self._stage(Stage.LAUNCH):
+                spec = SandboxSpec(
+                    isolation=decision.isolation,
+                    limits=decision.limits,
+                    plan=self._plan(builder, context, session),
+                    root=root.root,
+                    context=context.tar,
+                )
+                sandbox = backend.launch(place, spec, self._output)
+                self._directory.write("evidence", sandbox.evidence)
+                self._emit(events.Observed(sandbox.evidence))
+            with self._stage(Stage.BUILD):
+                with self._cancellation.calling(sandbox.cancel):
+                    ended = sandbox.wait()
+                # Nothing of the sandbox is left when the first staged byte is read.
+                place.release()
+                outcome.require_success(
+                    ended, spec.plan, decision.limits, session.failure, self._log_tail
+                )
+                staged = session.seal()
+            base_images = session.upstream.resolved()
+        with self._stage(Stage.VERIFY):
+            verified = self._verify(staged, decision, ended)
+        with self._stage(Stage.PUBLISH):
+            published = self._publish(verified)
+        return self._result(
+            context=context,
+            root=root,
+            decision=decision,
+            ended=ended,
+            image=verified,
+            published=published,
+            base_images=base_images,
+        )
+
+    # -- before anything untrusted is read -------------------------------------------------
+
+    def _prepare(self) -> tuple[Backend, Builder, Isolation]:
+        """The parts that the request names, and the isolation that it gets, if it can be had."""
+        request, tools = self._request, self._tools
+        if request.platform not in PLATFORMS:
+            raise UsageError(
+                f"platform {request.platform!r} cannot be built here",
+                advice=f"One of: {', '.join(PLATFORMS)}.",
+            )
+        for destination in request.destinations:
+            publish.check_destination(destination)
+        if request.output is not None:
+            request.output.check()
+        backend = tools.backends.get(request.backend)
+        if backend is None:
+            raise UsageError(
+                f"there is no backend {request.backend!r}",
+                advice=f"One of: {', '.join(sorted(tools.backends))}.",
+            )
+        builder = tools.builders.get(request.builder)
+        if builder is None:
+            raise BuilderUnknown(f"there is no builder {request.builder!r}")
+        isolation, _ = engine.isolation(tools.policies, Trust.UNTRUSTED)
+        backend.require(isolation)
+        return backend, builder, isolation
+
+    # -- what can be known without running anything ------------------------------------------
+
+    def _snapshot(self) -> BuildContext:
+        context = snapshot(
+            self._request.context,
+            dockerfile=self._request.dockerfile,
+            limits=engine.limits(self._tools.policies),
+            into=self._directory.context,
+        )
+        for warning in context.warnings:
+            self._warn(warning)
+        numbers = context.facts
+        self._emit(events.Snapshotted(context.digest, numbers.bytes, numbers.entries))
+        return context
+
+    def _facts(self, context: BuildContext, available: Isolation) -> BuildFacts:
+        request = self._request
+        dockerfile = read_dockerfile(
+            context.dockerfile_bytes,
+            build_args=request.build_args,
+            target=request.target,
+            platform=request.platform,
+        )
+        if dockerfile.frontend is not None:
+            self._warn(
+                f"builder {request.builder} runs no frontends: # syntax={dockerfile.frontend} "
+                "has no effect"
+            )
+        for unknown in dockerfile.unknown:
+            self._warn(f"{context.dockerfile}: {unknown}")
+        unused = sorted(set(request.build_args) - dockerfile.build_args - _PREDEFINED_ARGS)
+        if unused:
+            self._warn(f"build args that no ARG declares: {', '.join(unused)}")
+        return BuildFacts(
+            dockerfile=dockerfile,
+            context=context.facts,
+            destinations=request.destinations,
+            backend=request.backend,
+            builder=request.builder,
+            platform=request.platform,
+            wall_seconds=request.wall_seconds,
+            available=frozenset({available}),
+        )
+
+    def _decide(self, facts: BuildFacts) -> Decision:
+        decision = engine.decide(self._tools.policies, facts)
+        self._directory.write("decision", {"facts": facts, "decision": decision})
+        if isinstance(decision, Denial):
+            if decision.rule == "isolation":
+                raise IsolationUnavailable(decision.reason)
+            raise PolicyDenied(decision.reason)
+        self._emit(events.Decided(decision))
+        return decision
+
+    # -- the door, and what stands ready behind it -------------------------------------------
+
+    def _session(self, door: Door, decision: Decision, facts: BuildFacts) -> Session:
+        named = {image.host for image in facts.dockerfile.images}
+        return Session(
+            door,
+            decision,
+            settings=self._tools.settings,
+            credentials=self._tools.credentials,
+            cache=BlobStore(self._tools.home.base_images),
+            staged=self._directory.staged,
+            ledger=self._directory.ledger,
+            upstream_hosts={DOCKER_HUB, *named, *self._tools.settings.registries},
+            fetching=self._fetching,
+        )
+
+    def _resolve(self, session: Session, images: Sequence[ImageReference]) -> None:
+        """Every base image that the Dockerfile names: resolved, authorised, pinned."""
+        for image in images:
+            self._cancellation.check()
+            descriptor, _ = session.upstream.resolve(_with_tag(image))
+            self._emit(events.Resolved(image, descriptor.digest))
+
+    def _plan(self, builder: Builder, context: BuildContext, session: Session) -> BuildPlan:
+        request = self._request
+        return builder.plan(
+            BuildInput(
+                dockerfile=context.dockerfile_bytes,
+                ignored=(context.dockerfile,) if context.dockerfile_ignored else (),
+                build_args=request.build_args,
+                target=request.target,
+                platform=request.platform,
+                registry=f"127.0.0.1:{GATEWAY_PORT}",
+                repository=REPOSITORY,
+                token=session.token,
+                upstreams=session.aliases,
+            )
+        )
+
+    # -- after the sandbox is gone ------------------------------------------------------------
+
+    def _verify(self, staged: StagedImage, decision: Decision, ended: Outcome) -> VerifiedImage:
+        done = 0
+
+        def progress(read: int) -> None:
+            nonlocal done
+            done += read
+            self._cancellation.check()
+            self._emit(events.Progress("verify", done, 0))
+
+        verified = verify(
+            staged,
+            limits=decision.limits,
+            platform=self._request.platform,
+            claimed=_claimed(ended.claim),
+            progress=progress,
+        )
+        layers = len(verified.blobs_needed) - len(verified.documents)
+        self._emit(events.Verified(verified.root.digest, _size(verified), layers))
+        return verified
+
+    def _publish(self, image: VerifiedImage) -> tuple[str, ...]:
+        """Publishes and writes what was asked for; what is nowhere else is kept on this host."""
+        request = self._request
+        published = []
+        if request.output is not None:
+            first = request.destinations[0] if request.destinations else None
+            write_output(image, request.output, first)
+        elif not request.destinations:
+            self._keep(image)
+        with RegistryClient(self._tools.settings, self._tools.credentials) as client:
+            for destination in request.destinations:
+                try:
+                    done = publish.publish(image, destination, client, report=self._publishing)
+                except RegistryError as error:
+                    self._keep(image)
+                    error.advice += (
+                        " The verified image is kept: "
+                        f"skopeo copy oci:{self._directory.image} docker://{destination}"
+                    )
+                    raise
+                published.append(str(done.destination))
+                self._emit(events.Published(done.destination, done.digest))
+        return tuple(published)
+
+    def _keep(self, image: VerifiedImage) -> None:
+        if not self._directory.image.exists():
+            write_output(image, Output("oci", self._directory.image), None)
+
+    def _result(
+        self,
+        *,
+        context: BuildContext,
+        root: Installed,
+        decision: Decision,
+        ended: Outcome,
+        image: VerifiedImage,
+        published: tuple[str, ...],
+        base_images: Mapping[ImageReference, Digest],
+    ) -> BuildResult:
+        request = self._request
+        kept = self._directory.image
+        return BuildResult(
+            build_id=self._directory.id,
+            digest=image.root.digest,
+            size_bytes=_size(image),
+            published=published,
+            output=str(request.output) if request.output is not None else None,
+            stored=str(kept) if kept.exists() else None,
+            context=context.digest,
+            builder=BuilderUsed(name=root.name, version=root.version, digest=root.digest),
+            decision=decision,
+            evidence=ended.evidence,
+            base_images={str(name): str(digest) for name, digest in base_images.items()},
+            usage=ended.usage,
+            enforced=ended.enforced,
+            timings_seconds=self._timings,
+            warnings=tuple(self._warnings),
+        )
+
+    # -- telling -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _stage(self, stage: Stage) -> Iterator[None]:
+        self._cancellation.check()
+        self._emit(events.StageStarted(stage))
+        started = time.monotonic()
+        yield
+        seconds = round(time.monotonic() - started, 3)
+        self._timings[stage] = seconds
+        self._emit(events.StageEnded(stage, seconds))
+
+    def _output(self, data: bytes) -> None:
+        self._log_tail.add(data)
+        self._emit(events.Output(data))
+
+    def _fetching(self, image: ImageReference, digest: Digest, done: int, total: int) -> None:
+        self._cancellation.check()
+        self._emit(events.Progress(f"pull {image} {digest.hex[:12]}", done, total))
+
+    def _publishing(self, event: publish.PublishEvent) -> None:
+        self._cancellation.check()
+        if isinstance(event, publish.BlobProgress):
+            what = f"push {event.digest.hex[:12]}"
+            self._emit(events.Progress(what, event.sent_bytes, event.size_bytes))
+
+    def _warn(self, message: str) -> None:
+        self._warnings.append(message)
+        self._emit(events.Warned(message))
+
+    def _failed(self, error: RunnerError) -> None:
+        document = {
+            "status": int(error.status),
+            "build_id": self._directory.id,
+            "code": error.code,
+            "message": error.message,
+            "advice": error.advice,
+            "timings_seconds": self._timings,
+            "warnings": self._warnings,
+        }
+        self._directory.write("result", document)
+        log = str(self._directory.log) if not isinstance(error, Cancelled) else ""
+        self._emit(events.Failed(error.code, error.message, error.advice, log))
+
+
+_PREDEFINED_ARGS = frozenset(
+    name
+    for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+    for name in (proxy, proxy.lower())
+) | {"SOURCE_DATE_EPOCH"}
+"""Build args that Dockerfiles may use without declaring them."""
+
+
+def _with_tag(image: ImageReference) -> ImageReference:
+    if image.tag is None and image.digest is None:
+        return ImageReference(image.host, image.repository, "latest")
+    return ImageReference(
+        image.host, image.repository, None if image.digest else image.tag, image.digest
+    )
+
+
+def _claimed(claim: str | None) -> Digest | None:
+    """The builder's claim as a digest; one that is none is as good as another image's."""
+    if claim is None:
+        return None
+    try:
+        return Digest(claim)
+    except InvalidReference:
+        return Digest("sha256:" + "0" * 64)
+
+
+def _size(image: VerifiedImage) -> int:
+    return sum(map(len, image.documents.values())) + sum(b.size for b in image.blobs_needed)

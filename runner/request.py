@@ -1,0 +1,68 @@
+"""What the user asked for, and what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from policies.model import Decision
+from policies.reference import Digest, ImageReference
+from runner.output import Output
+from sandbox.model import Evidence, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """One ``runner submit``. Trust is absent on purpose: a request cannot raise it.
+
+    Attributes:
+        dockerfile: As ``--file`` names it, or None for the usual names.
+        wall_seconds: What ``--timeout`` asks for; policy may allow less.
+    """
+
+    context: Path
+    dockerfile: str | None = None
+    destinations: tuple[ImageReference, ...] = ()
+    output: Output | None = None
+    build_args: Mapping[str, str]
+    target: str | None = None
+    platform: str = "linux/amd64"
+    backend: str = "local"
+    builder: str = "buildah"
+    wall_seconds: int = 1200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderUsed:
+    name: str
+    version: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What a build came to; ``result.json``.
+
+    Attributes:
+        digest: Of the image as its bytes arrived and were verified.
+        published: Destinations whose tag names the digest now.
+        stored: Where the image is kept on this host, where nothing else was asked for.
+        base_images: Every image that was resolved, and to what.
+        enforced: Limit by limit, what kept it.
+        timings_seconds: Per stage.
+    """
+
+    build_id: str
+    digest: Digest
+    size_bytes: int
+    published: tuple[str, ...]
+    output: str | None
+    stored: str | None
+    context: Digest
+    builder: BuilderUsed
+    decision: Decision
+    evidence: Evidence
+    base_images: Mapping[str, str]
+    usage: Usage
+    enforced: Mapping[str, str]
+    timings_seconds: Mapping[str, float]
+    warnings: tuple[str, ...]

@@ -1,0 +1,103 @@
+"""The directory of one build: what was asked, decided, seen, written and done.
+
+::
+
+    STATE/builds/ID/
+        lock            held by the living runner
+        request.json  decision.json  evidence.json  result.json
+        events.jsonl  ledger.jsonl  build.log
+        staged/         what arrived, until it was published
+        image/          an OCI layout, where the image is nowhere else
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from policies.model import plain
+from runner.events import Event, Output, Progress, as_line
+from runner.files import write_whole
+from runner.stores.rootfs import remove_tree
+from sandbox.place import Lock
+
+
+def new_id() -> str:
+    """Sorts by time; unique without asking anybody."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f"-{secrets.token_hex(3)}"
+
+
+class BuildDirectory:
+    """Written by one build alone."""
+
+    def __init__(self, builds: Path, build_id: str) -> None:
+        self.id = build_id
+        self.path = builds / build_id
+        self.path.mkdir(mode=0o700)
+        self._lock = Lock(self.path / "lock")
+        self._events = (self.path / "events.jsonl").open("ab", buffering=0)
+        self._log = self.log.open("ab", buffering=0)
+
+    @classmethod
+    def create(cls, builds: Path) -> Self:
+        return cls(builds, new_id())
+
+    @property
+    def log(self) -> Path:
+        return self.path / "build.log"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def context(self) -> Path:
+        return self.path / "context.tar"
+
+    @property
+    def image(self) -> Path:
+        return self.path / "image"
+
+    @property
+    def staged(self) -> Path:
+        return self.path / "staged"
+
+    def listen(self, event: Event) -> None:
+        """Keeps the raw log, and all other events but progress."""
+        if isinstance(event, Output):
+            self._log.write(event.data)
+        elif not isinstance(event, Progress):
+            self._events.write(as_line(event))
+
+    def write(self, name: str, value: Any) -> None:  # noqa: ANN401 - any of our frozen values
+        """Writes ``NAME.json`` whole."""
+        data = json.dumps(plain(value), indent=1, ensure_ascii=True).encode() + b"\n"
+        write_whole(self.path / f"{name}.json", data, 0o600)
+
+    def drop_staged(self) -> None:
+        """The image is elsewhere now, or was refused."""
+        remove_tree(self.staged)
+
+    def close(self) -> None:
+        self.context.unlink(missing_ok=True)
+        self._events.close()
+        self._log.close()
+        self._lock.release()
+
+
+def killed(builds: Path) -> Iterator[Path]:
+    """Directories of builds that neither ended nor run."""
+    if not builds.is_dir():
+        return
+    for directory in sorted(builds.iterdir()):
+        if (directory / "result.json").exists():
+            continue
+        try:
+            Lock(directory / "lock").release()
+        except BlockingIOError:
+            continue
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # killed before it was locked
+        yield directory
