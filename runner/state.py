@@ -21,7 +21,7 @@ from policies.model import plain
 from runner.events import Event, Output, Progress, as_line
 from runner.files import write_whole
 from runner.stores.rootfs import remove_tree
-from sandbox.place import Lock
+from sandbox.locks import abandoned, make_locked
 
 
 def new_id() -> str:
@@ -35,8 +35,7 @@ class BuildDirectory:
     def __init__(self, builds: Path, build_id: str) -> None:
         self.id = build_id
         self.path = builds / build_id
-        self.path.mkdir(mode=0o700)
-        self._lock = Lock(self.path / "lock")
+        self._lock = make_locked(self.path)
         self._events = (self.path / "events.jsonl").open("ab", buffering=0)
         self._log = self.log.open("ab", buffering=0)
 
@@ -89,15 +88,6 @@ class BuildDirectory:
 
 def killed(builds: Path) -> Iterator[Path]:
     """Directories of builds that neither ended nor run."""
-    if not builds.is_dir():
-        return
-    for directory in sorted(builds.iterdir()):
-        if (directory / "result.json").exists():
-            continue
-        try:
-            Lock(directory / "lock").release()
-        except BlockingIOError:
-            continue
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # killed before it was locked
-        yield directory
+    return (
+        directory for directory in abandoned(builds) if not (directory / "result.json").exists()
+    )

@@ -231,6 +231,8 @@ class ImageVerifier:
         if not index.manifests:
             raise VerificationFailed("an index of nothing", rule="manifest-count")
         for entry in index.manifests:
+            if entry.is_attestation:
+                raise VerificationFailed("an attestation in the index", rule="attestation")
             self._claim(entry.descriptor, "document", MANIFEST_BYTES)
             if entry.platform:
                 self._stated_platforms.append((entry.descriptor.digest, entry.platform))

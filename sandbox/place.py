@@ -10,37 +10,18 @@
         runsc/      runsc's own state
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox import processes
 from sandbox.cgroups import Group
 from sandbox.errors import SandboxFailed
+from sandbox.locks import Lock, make_locked
 
 UIDS = Path("/run/runner-uids")
 """Locks of the host uids in use; one place for the whole host, whatever the state directory."""
-
-
-class Lock:
-    """An exclusive lock on a file, gone with the process that holds it."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises BlockingIOError where another process holds it."""
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise
-
-    def release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 @dataclass(slots=True)
@@ -98,8 +79,7 @@ def reserve(sandboxes: Path, name: str, uids: range) -> LocalPlace:
     uid_lock, uid = _reserve_uid(uids) if as_root else (None, os.geteuid())
     try:
         sandboxes.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700)
-        place = LocalPlace(name, directory, uid, Lock(directory / "lock"), uid_lock)
+        place = LocalPlace(name, directory, uid, make_locked(directory), uid_lock)
         for made, mode in (
             (place.guest, 0o750),
             (place.guest / "config", 0o750),
@@ -130,20 +110,6 @@ def _reserve_uid(uids: range) -> tuple[Lock, int]:
         except BlockingIOError:
             continue
     raise SandboxFailed(f"every host uid from {uids.start} to {uids.stop - 1} is in use")
-
-
-def abandoned(sandboxes: Path) -> Iterator[Path]:
-    """Places whose runner is gone."""
-    if not sandboxes.is_dir():
-        return
-    for directory in sorted(sandboxes.iterdir()):
-        try:
-            Lock(directory / "lock").release()
-        except BlockingIOError:
-            continue
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # killed between the two, or half removed
-        yield directory
 
 
 def clean(directory: Path) -> None:

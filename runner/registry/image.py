@@ -37,8 +37,8 @@ FOREIGN_WORDS = ("nondistributable", "foreign")
 MANIFEST_BYTES = 4 << 20
 """The distribution specification asks registries to accept at least this much."""
 CONFIG_BYTES = 8 << 20
-MANIFESTS = 32
-"""In one index. The widest official images list some 20."""
+MANIFESTS = 64
+"""In one index. The widest official images list some 20, and as many attestations."""
 LAYERS = 127
 """In one manifest; overlay file systems mount no more, and ``Limits.layers`` may ask for less."""
 
@@ -83,8 +83,14 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
+    """One image, or, on the platform ``unknown``, what BuildKit attests of another entry."""
+
     descriptor: Descriptor
     platform: Platform | None = None
+
+    @property
+    def is_attestation(self) -> bool:
+        return self.platform is not None and self.platform.os == "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +217,7 @@ def _entries(document: JsonObject) -> Iterator[IndexEntry]:
 
 def _platform(item: JsonObject) -> Platform:
     item.only_spelled("os", "architecture", "variant")
-    platform = Platform(item.word("os"), item.word("architecture"), item.optional_word("variant"))
-    if platform.os == "unknown":
-        raise VerificationFailed(
-            "the index holds an attestation; only images are read", rule="attestation"
-        )
-    return platform
+    return Platform(item.word("os"), item.word("architecture"), item.optional_word("variant"))
 
 
 def _descriptor(item: JsonObject, kinds: tuple[str, ...]) -> Descriptor:

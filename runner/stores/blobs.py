@@ -5,6 +5,7 @@ us alone: names come from digests, never from a request.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -37,6 +38,7 @@ class BlobWriter:
         self._algorithm = algorithm
         self._hash = hashlib.new(algorithm)
         self._file = path.open("xb", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # tells gc that somebody is writing it
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -104,6 +106,29 @@ class BlobStore:
             yield writer
         finally:
             writer.discard()
+
+    def collect(self) -> list[Path]:
+        """Removes what killed writers left, and returns it."""
+        removed = []
+        for path in self._arriving.iterdir():
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed.append(path)
+        return removed
+
+    def evict(self, most_bytes: int) -> list[Path]:
+        """Removes the blobs read longest ago until no more than ``most_bytes`` are left."""
+        blobs = [(path.stat(), path) for path in self._blobs.glob("*/*")]
+        total = sum(status.st_size for status, _ in blobs)
+        removed = []
+        for status, path in sorted(blobs, key=lambda item: item[0].st_atime_ns):
+            if total <= most_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= status.st_size
+            removed.append(path)
+        return removed
 
     def add(self, data: bytes) -> Digest:
         """Stores small ``data`` whole."""

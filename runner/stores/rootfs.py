@@ -17,7 +17,6 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from builder.rootfs import Recipe
 from policies.reference import Digest
 from runner.errors import BuilderCorrupt, BuilderInstallFailed, BuilderNotInstalled
 from runner.files import write_whole
+from sandbox.locks import Lock
 
 READ_BYTES = 1 << 20
 
@@ -113,8 +113,9 @@ class RootfsStore:
         _open_to_all(self._directory, home)
         arriving = home / f"arriving-{secrets.token_hex(8)}"
         root = arriving / "root"
-        root.mkdir(parents=True)
+        lock = self._lock(home)
         try:
+            root.mkdir(parents=True)
             version = make(root)
             _complete(recipe, root)
             _normalise(root)
@@ -127,6 +128,7 @@ class RootfsStore:
             arriving.rename(target)
         finally:
             remove_tree(arriving)
+            lock.release()
         write_whole(target / "seal.json", _seal(target / "root").encode())
         installed = Installed(
             name=name,
@@ -149,26 +151,30 @@ class RootfsStore:
             raise BuilderNotInstalled(f"the root filesystem of {name} is not installed")
         remove_tree(home)
 
+    def _lock(self, home: Path) -> Lock:
+        try:
+            return Lock(home / "install.lock")
+        except BlockingIOError:
+            raise BuilderInstallFailed(
+                f"{home.name} is being installed by another process", advice="Wait for it to end."
+            ) from None
+
     def collect(self) -> list[Path]:
-        """Removes trees that are not current and half-made ones; returns them."""
+        """Removes trees that are not current and those that killed installations left."""
         removed = []
         for home in self._directory.glob("*/"):
             current = self.installed(home.name)
-            keep = current.digest.hex if current is not None else None
-            for entry in home.iterdir():
-                old = time.time() - entry.stat().st_mtime > _ARRIVING_SECONDS
-                if (
-                    entry.is_dir()
-                    and entry.name != keep
-                    and (old or not entry.name.startswith("arriving-"))
-                ):
+            keep = {current.digest.hex} if current is not None else set()
+            try:
+                lock = self._lock(home)
+            except BuilderInstallFailed:
+                continue
+            for entry in [path for path in home.iterdir() if path.is_dir()]:
+                if entry.name not in keep:
                     remove_tree(entry)
                     removed.append(entry)
+            lock.release()
         return removed
-
-
-_ARRIVING_SECONDS = 3600
-"""An installation that is younger may still be running."""
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -71,6 +71,13 @@ def test_an_entry_needs_no_platform() -> None:
     assert parse_index(data, OCI_INDEX).manifests[0].platform is None
 
 
+def test_attestations_in_an_index_of_others_are_told_apart() -> None:
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    data = index_bytes(edit_index=lambda d: d["manifests"][1].update(platform=unknown))
+    entries = parse_index(data, OCI_INDEX).manifests
+    assert [entry.is_attestation for entry in entries] == [False, True]
+
+
 def test_a_subject_is_shown() -> None:
     subject = {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(b"a")), "size": 1}
     data = manifest_bytes(edit_manifest=lambda d: d.update(subject=subject))

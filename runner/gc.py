@@ -1,0 +1,32 @@
+"""Removes whatever killed runs left, and nothing else: what a living runner holds is locked."""
+
+from collections.abc import Iterator
+
+from runner import state
+from runner.files import Home
+from runner.settings import Settings
+from runner.stores.blobs import BlobStore
+from runner.stores.rootfs import RootfsStore, remove_tree
+from sandbox import place
+from sandbox.locks import abandoned
+
+
+def collect(home: Home, settings: Settings) -> Iterator[str]:
+    """Removes leftovers one by one, and says which.
+
+    Raises:
+        SandboxFailed: Processes of a sandbox do not end, or its files cannot be removed.
+    """
+    for directory in abandoned(home.sandboxes):
+        place.clean(directory)
+        yield f"sandbox {directory.name}"
+    for directory in state.killed(home.builds):
+        remove_tree(directory)
+        yield f"build {directory.name}"
+    base = BlobStore(home.base_images)
+    for path in base.collect():
+        yield f"half a blob {path.name}"
+    for path in base.evict(settings.cache_bytes):
+        yield f"blob of a base image {path.name}"
+    for path in RootfsStore(home.builders).collect():
+        yield f"root filesystem {path.parent.name}/{path.name}"

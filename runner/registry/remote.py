@@ -1,0 +1,67 @@
+"""An image in a registry, in the shape that the verifier reads."""
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import BinaryIO, Self, cast
+
+from policies.reference import Digest, ImageReference
+from runner.registry.client import RegistryClient
+from runner.registry.image import Index, parse_document
+
+
+class RemoteImage:
+    """Documents are fetched at once, blobs while they are read. A context manager."""
+
+    def __init__(self, client: RegistryClient, reference: ImageReference) -> None:
+        """Raises RegistryError, and VerificationFailed where the root is no image at all."""
+        self._client = client
+        self._reference = reference
+        self._open = ExitStack()
+        self.root, data = client.manifest_at_origin(reference)
+        self._documents = {self.root.digest: data}
+        parsed = parse_document(data, self.root.media_type)
+        for entry in parsed.manifests if isinstance(parsed, Index) else ():
+            digest = entry.descriptor.digest
+            _, self._documents[digest] = client.manifest_at_origin(reference.at(digest))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def size(self, digest: Digest) -> int | None:
+        document = self._documents.get(digest)
+        if document is not None:
+            return len(document)
+        return self._client.has_blob(self._reference, digest)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        document = self._documents.get(digest)
+        if document is not None:
+            return io.BytesIO(document)
+        pieces = self._open.enter_context(self._client.read_blob(self._reference, digest, None))
+        return cast("BinaryIO", io.BufferedReader(_Pieces(pieces)))
+
+
+class _Pieces(io.RawIOBase):
+    """Bytes that come in pieces, as a stream."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override] # narrower
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        taken = self._rest[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._rest = self._rest[len(taken) :]
+        return len(taken)
