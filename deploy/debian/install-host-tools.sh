@@ -49,8 +49,10 @@ echo "installing:$missing"
 $as_root apt-get update -qq
 case "$missing " in *" runsc "*)
     missing=$(printf '%s' "$missing" | sed 's/ runsc\>//')
+    # shellcheck source=/dev/null
     codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
     if ! apt-cache policy | grep -q "n=$codename-backports"; then
+        # shellcheck disable=SC2016  # apt-get expands these
         mirror=$(apt-get indextargets --format '$(SITE)' \
             "Created-By: Packages" "Component: main" "Release: $codename" | head -n 1)
         [ -n "$mirror" ] || { echo "apt knows no mirror for $codename main" >&2; exit 2; }
