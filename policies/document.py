@@ -68,7 +68,8 @@ class LimitsDocument(Frozen):
 class Outcome(Frozen):
     """How builds run where no rule says otherwise, and what they may reach.
 
-    A list that is left out has no opinion; where no policy has one, nothing is allowed.
+    A list that is left out allows nothing in the operator's policy, and has no opinion in a
+    further one, which can only tighten.
     """
 
     isolation: IsolationName = Isolation.GVISOR
@@ -109,28 +110,37 @@ def parse(data: bytes, source: str) -> Policy:
         raise PolicyInvalid(f"{source}: longer than {MOST_BYTES} bytes")
     try:
         document = PolicyDocument.model_validate(_plain_yaml(data))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise PolicyInvalid(f"{source}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise PolicyInvalid(f"{source}: {where}: {first['msg']}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: no UTF-8, and what only looks like a date or a number, such as 2026-13-45.
+        raise PolicyInvalid(f"{source}: {error}") from None
     return Policy(document, Digest.of(data), source)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, without aliases (they can grow without bound), and without duplicate keys."""
+    """Safe, with text for keys, none of them twice.
+
+    Without aliases, which can grow without bound, and without tags, which the loader trusts to
+    suit their values.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - untyped upstream
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
+        if self.peek_event().tag is not None:
+            raise yaml.YAMLError("tags are not allowed")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: ANN401 - upstream's signature
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"duplicate key {key!r} at {key_node.start_mark}")
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str) or key in seen:
+                raise yaml.YAMLError(f"duplicate key or no text: {key!r} at {key_node.start_mark}")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 

@@ -1,7 +1,9 @@
 """``decide``: policies and facts in, one decision or a denial out.
 
 Several policies are combined by taking the stricter of all in every field, so a further one
-can only tighten. Whatever the files say, an untrusted build runs in gVisor at least.
+can only tighten: the first is the operator's, and what it leaves out is its default; what a
+further one leaves out of its lists and limits is as before. Whatever the files say, an untrusted
+build runs in gVisor at least.
 """
 
 from collections.abc import Iterable, Sequence
@@ -59,7 +61,8 @@ def decide(policies: Sequence[Policy], facts: BuildFacts) -> Decision | Denial:
     """Decides how the build runs.
 
     Args:
-        policies: At least one; the order matters for the trace only.
+        policies: At least one, the operator's first; the order of the others matters for the
+            trace only.
         facts: What is known of the build.
     """
     assert policies, "there is always the shipped default"
@@ -93,7 +96,9 @@ def decide(policies: Sequence[Policy], facts: BuildFacts) -> Decision | Denial:
 
 
 def _opinions(lists: Iterable[tuple[str, ...] | None]) -> tuple[tuple[str, ...], ...]:
-    return tuple(patterns for patterns in lists if patterns is not None)
+    """What the first leaves out is nothing, never an opening for the others."""
+    first, *others = lists
+    return (first or (), *(patterns for patterns in others if patterns is not None))
 
 
 def _require_offered(policies: Sequence[Policy], facts: BuildFacts, chosen: Isolation) -> None:

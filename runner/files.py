@@ -111,7 +111,8 @@ class Home:
             probe.unlink()
         for directory in (self.builders, self.base_images, self.builds, self.sandboxes):
             directory.mkdir(exist_ok=True)
-        self.builds.chmod(0o700)
+        for private in (self.builds, self.base_images):
+            private.chmod(0o700)
 
     def _require_reachable(self) -> None:
         for directory in (self.data, self.state):

@@ -267,6 +267,7 @@ class Build:
             ledger=self._directory.ledger,
             upstream_hosts={DOCKER_HUB, *named, *self._tools.settings.registries},
             fetching=self._fetching,
+            local_images=self._request.local_images,
         )
 
     def _resolve(self, session: Session, images: Sequence[ImageReference]) -> None:

@@ -1,7 +1,7 @@
 """What the user asked for, and what came of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from policies.model import Decision
@@ -17,6 +17,7 @@ class BuildRequest:
     Attributes:
         dockerfile: As ``--file`` names it, or None for the usual names.
         wall_seconds: What ``--timeout`` asks for; policy may allow less.
+        local_images: Images that an OCI layout on this host stands in for.
     """
 
     context: Path
@@ -29,6 +30,7 @@ class BuildRequest:
     backend: str = "local"
     builder: str = "buildah"
     wall_seconds: int = 1200
+    local_images: Mapping[ImageReference, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         ConfigInvalid: A file is unreadable, no TOML, or has an unknown key.
     """
-    home = Path(environ.get("HOME", "/nonexistent"))
+    home = Path(environ.get("HOME") or "/nonexistent")
     own = environ.get("RUNNER_CONFIG")
     user_config = (
         Path(own)
@@ -85,8 +85,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     merged: dict[str, Any] = {}
     for path in (SYSTEM_CONFIG, user_config):
         document = _read(path, must_exist=bool(own) and path == user_config)
-        registries = {**merged.get("registries", {}), **document.get("registries", {})}
-        merged = {**merged, **document, "registries": registries}
+        known, added = merged.get("registries", {}), document.get("registries", {})
+        both = isinstance(known, dict) and isinstance(added, dict)
+        merged = {**merged, **document, "registries": {**known, **added} if both else added}
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
@@ -102,5 +103,5 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
         if must_exist:
             raise ConfigInvalid(f"{path} does not exist") from None
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, no TOML, a number of 5000 digits
         raise ConfigInvalid(f"{path}: {error}") from None

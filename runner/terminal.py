@@ -3,6 +3,7 @@
 Threat 16: OSC 52 writes the clipboard, OSC 8 disguises links, CSI hides and overwrites lines.
 """
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Callable
@@ -33,26 +34,39 @@ _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 class Lines:
-    """Cuts a stream of bytes into clean lines; a carriage return ends a line too."""
+    """Cuts a stream of bytes into clean lines; a carriage return ends a line too.
+
+    The lines are the same however the bytes were cut on their way.
+    """
 
     def __init__(self, line: Callable[[str], None]) -> None:
         self._line = line
-        self._rest = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._after_return = False
 
     def feed(self, data: bytes) -> None:
-        *lines, self._rest = re.split(rb"\r\n|\n|\r", self._rest + data)
+        self._take(self._decoder.decode(data))
+
+    def finish(self) -> None:
+        self._take(self._decoder.decode(b"", final=True))
+        if self._rest:
+            self._emit(self._rest)
+            self._rest = ""
+
+    def _take(self, text: str) -> None:
+        if not text:
+            return
+        if self._after_return:  # a line feed here is the second half of the line's end
+            text = text.removeprefix("\n")
+        self._after_return = text.endswith("\r")
+        *lines, self._rest = re.split(r"\r\n|\n|\r", self._rest + text)
         for line in lines:
             self._emit(line)
         while len(self._rest) > LINE_CHARACTERS:
             self._emit(self._rest[:LINE_CHARACTERS])
             self._rest = self._rest[LINE_CHARACTERS:]
 
-    def finish(self) -> None:
-        if self._rest:
-            self._emit(self._rest)
-            self._rest = b""
-
-    def _emit(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace")
-        for start in range(0, max(len(text), 1), LINE_CHARACTERS):
-            self._line(clean(text[start : start + LINE_CHARACTERS]))
+    def _emit(self, line: str) -> None:
+        for start in range(0, max(len(line), 1), LINE_CHARACTERS):
+            self._line(clean(line[start : start + LINE_CHARACTERS]))

@@ -5,7 +5,7 @@ builder image can replace, and what the host shows of the sandbox's processes.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -79,37 +79,28 @@ def judge(
     Raises:
         IsolationMismatch: Inside or outside, something is not as gVisor is.
     """
+    roles = {process.role for process in processes}
     first_log_line = _LOG_STAMP.sub("", observation.log.partition("\n")[0])
-    refusals = {
-        "the kernel's log is not gVisor's": first_log_line != _GVISOR_LOG,
-        f"the kernel is the host's ({host_release})": observation.release == host_release,
-        "/proc/gvisor says that the kernel is another": observation.is_gvisor_file.strip()
-        not in {"", "1"},
-        f"there are network interfaces besides loopback: {observation.interfaces}": set(
-            observation.interfaces
-        )
-        - {"lo"},
-        "the host shows no sandbox process of runsc": not any(
-            process.role == "sandbox" for process in processes
+    refusals = [
+        ("the kernel's log is not gVisor's", first_log_line != _GVISOR_LOG),
+        (f"the kernel is the host's ({host_release})", observation.release == host_release),
+        (
+            "/proc/gvisor says that the kernel is another",
+            observation.is_gvisor_file.strip() not in {"", "1"},
         ),
-        "the host shows no gofer of runsc": not any(
-            process.role == "gofer" for process in processes
+        (
+            f"there are network interfaces besides loopback: {observation.interfaces}",
+            set(observation.interfaces) - {"lo"},
         ),
-        **{
-            f"its {process.role} is host uid 0": process.uid == 0 for process in processes
-        },
-        **{
-            f"its {process.role} is in the initial user namespace": process.initial_user_namespace
+        ("the host shows no sandbox process of runsc", "sandbox" not in roles),
+        ("the host shows no gofer of runsc", "gofer" not in roles),
+        *(
+            (f"its {process.role} {fault}", True)
             for process in processes
-            if process.role != "launcher"
-        },
-        **{
-            f"its {process.role} runs without seccomp": process.seccomp != _SECCOMP_FILTER
-            for process in processes
-            if process.role in {"sandbox", "gofer"}
-        },
-    }  # fmt: skip
-    for refusal, holds in refusals.items():
+            for fault in _faults(process)
+        ),
+    ]
+    for refusal, holds in refusals:
         if holds:
             raise IsolationMismatch(f"asked for gVisor, but {refusal}")
     return Evidence(
@@ -122,6 +113,16 @@ def judge(
         inside_uid=observation.uid,
         processes=tuple(processes),
     )
+
+
+def _faults(process: HostProcess) -> Iterator[str]:
+    """What no process of a sandbox may be, each judged for itself."""
+    if process.uid == 0:
+        yield "is host uid 0"
+    if process.initial_user_namespace and process.role != "launcher":
+        yield "is in the initial user namespace"
+    if process.seccomp != _SECCOMP_FILTER and process.role in {"sandbox", "gofer"}:
+        yield "runs without seccomp"
 
 
 _SECCOMP_FILTER = 2

@@ -151,7 +151,8 @@ def _v2_parent(mount: Path) -> list[Path]:
 
 
 def _write(path: Path, value: int | str) -> None:
-    with path.open("r+" if path.exists() else "w") as file:
+    # Not "w": where a file is missing, asking a control group to make it is not permitted.
+    with path.open("r+") as file:
         file.write(str(value))
 
 

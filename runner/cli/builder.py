@@ -5,7 +5,7 @@ import json
 
 from policies.model import MIB
 from runner.cli import view
-from runner.cli.tools import BUILDERS
+from runner.cli.tools import BUILDERS, assemble
 from runner.errors import BuilderUnknown
 from runner.files import Home
 from runner.stores.rootfs import Installed, RootfsStore
@@ -88,9 +88,11 @@ def _install(store: RootfsStore, parsed: argparse.Namespace) -> None:
         _say(store.verified(builder.name))
         return
     if parsed.image is not None:
-        from runner.cli.tools import assemble  # noqa: PLC0415 - only here
-
-        _say(installs.from_image(store, builder, parsed.image, assemble([])))
+        seen = view.choose(json=False)
+        try:
+            _say(installs.from_image(store, builder, parsed.image, tools=assemble([]), listen=seen))
+        finally:
+            seen.close()
         return
 
     def report(line: str) -> None:

@@ -4,9 +4,11 @@ The bounds stand in ``Bounds``. A peer that breaks one loses its connection, not
 """
 
 import contextlib
+import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -15,20 +17,29 @@ import h11
 
 READ_BYTES = 1 << 20
 """System calls of a sandbox are dear: few and large."""
+_LOOSE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
+"""Line ends and folded lines that h11 takes and another reader may take otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """On one listener."""
 
-    connections: int = 128
+    connections: int = 64
+    """The forwarder inside opens no more."""
     header_bytes: int = 32 << 10
     idle_seconds: float = 900.0
     """A builder keeps its connections while RUN steps go on."""
+    head_seconds: float = 30.0
+    """From the first byte of a head to its last."""
     body_seconds: float = 60.0
-    """Between two pieces of a body."""
+    """Between two pieces of a body, or until the peer takes more of an answer."""
+    crumbs: int = 10_000
+    """Pieces of a body that may be tiny. Each costs a thousand times what its bytes do."""
     drain_bytes: int = 1 << 20
     """Of a body that the handler left unread, before the connection is closed instead."""
+    close_seconds: float = 10.0
+    """What a handler that hangs on something else may delay the end of the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,11 @@ class Response:
     content: bytes | BinaryIO = b""
     length: int | None = None
     """Of ``content`` where it is a file, or of what a HEAD would send."""
+
+    def close(self) -> None:
+        """Lets go of ``content``."""
+        if not isinstance(self.content, bytes):
+            self.content.close()
 
 
 Handler = Callable[[Request], Response]
@@ -92,7 +108,11 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the listener and every connection, and waits until their threads are done."""
+        """Ends the listener and every connection, and waits until their threads are done.
+
+        A handler that waits for something besides its peer is left alone after a while: it can
+        answer nobody any more.
+        """
         with self._lock:
             self._closed = True
             connections = dict(self._connections)
@@ -102,8 +122,9 @@ class Server:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
+        end = time.monotonic() + self._bounds.close_seconds
         for thread in connections.values():
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
         self._listener.close()
 
     def _accept(self) -> None:
@@ -111,7 +132,10 @@ class Server:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return
+                if self._closed:
+                    return
+                time.sleep(_AGAIN_SECONDS)  # no descriptors, for now
+                continue
             with self._lock:
                 full = len(self._connections) >= self._bounds.connections
                 if self._closed or full or not self._is_expected(connection):
@@ -121,7 +145,11 @@ class Server:
                     target=self._serve, args=(connection,), name="gateway-connection", daemon=True
                 )
                 self._connections[connection] = thread
-            thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # no threads, for now
+                    del self._connections[connection]
+                    connection.close()
 
     def _is_expected(self, connection: socket.socket) -> bool:
         if self._peer_uid is None:
@@ -133,8 +161,8 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            _Exchange(connection, self._bounds).run(self._handler)
-        except (OSError, h11.ProtocolError, BodyBroken):
+            _Exchange(connection, self._bounds).run(self._handler, self._failed)
+        except (OSError, h11.RemoteProtocolError):
             pass  # the peer's own loss
         except Exception as error:  # noqa: BLE001 - a thread's last resort; the owner hears of it
             self._failed(error)
@@ -142,6 +170,11 @@ class Server:
             with self._lock:
                 self._connections.pop(connection, None)
             connection.close()
+
+
+_AGAIN_SECONDS = 0.05
+_CRUMB_BYTES = 64
+_NO_CONTENT = 204
 
 
 class _Exchange:
@@ -152,21 +185,65 @@ class _Exchange:
         self._bounds = bounds
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=bounds.header_bytes)
 
-    def run(self, handler: Handler) -> None:
-        while True:
-            self._socket.settimeout(self._bounds.idle_seconds)
+    def run(self, handler: Handler, failed: Callable[[Exception], None]) -> None:
+        while (event := self._head()) is not None:
             try:
-                event = self._next()
-            except h11.RemoteProtocolError as error:
-                self._refuse(error.error_status_hint)
+                response = handler(self._request(event))
+            except BodyBroken:
+                self._refuse(400)
                 return
-            if not isinstance(event, h11.Request):
+            except Exception as error:  # noqa: BLE001 - whatever it is, no peer may cause it
+                failed(error)
+                self._refuse(500)
                 return
-            response = handler(self._request(event))
+            # A peer that waits for a 100 that never came is not going to send the body.
+            waits = self._http.they_are_waiting_for_100_continue
             self._answer(event.method == b"HEAD", response)
-            if not self._drained():
+            if waits or not self._drained():
                 return
             self._http.start_next_cycle()
+
+    def _head(self) -> h11.Request | None:
+        """The next request without its body; None where none comes, or no sound one."""
+        self._socket.settimeout(self._bounds.idle_seconds)
+        end = 0.0
+        while True:
+            unread = self._http.trailing_data[0]
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as error:
+                self._refuse(error.error_status_hint)
+                return None
+            if event is not h11.NEED_DATA:
+                break
+            if unread:
+                end = end or time.monotonic() + self._bounds.head_seconds
+                self._until(end)
+            self._http.receive_data(self._socket.recv(READ_BYTES))
+        if not isinstance(event, h11.Request):
+            return None
+        head = unread[: len(unread) - len(self._http.trailing_data[0])]
+        if (status := self._fault(event, head)) is not None:
+            self._refuse(status)
+            return None
+        return event
+
+    def _until(self, end: float) -> None:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+
+    def _fault(self, event: h11.Request, head: bytes) -> int | None:
+        """The status for what h11 lets pass. It bounds only heads that come in pieces."""
+        names = {name for name, _ in event.headers}
+        if len(head) > self._bounds.header_bytes:
+            return 431
+        if event.http_version != b"1.1":
+            return 505
+        if _LOOSE.search(head) or {b"transfer-encoding", b"content-length"} <= names:
+            return 400
+        return None
 
     def _request(self, event: h11.Request) -> Request:
         headers: dict[str, str] = {}
@@ -189,6 +266,7 @@ class _Exchange:
 
     def _body(self) -> Iterator[bytes]:
         self._socket.settimeout(self._bounds.body_seconds)
+        pieces = size = 0
         while True:
             try:
                 event = self._next()
@@ -198,6 +276,10 @@ class _Exchange:
                 return
             if not isinstance(event, h11.Data):
                 raise BodyBroken("the connection ended")
+            pieces += 1
+            size += len(event.data)
+            if pieces > self._bounds.crumbs and size < pieces * _CRUMB_BYTES:
+                raise BodyBroken("a body in crumbs")
             yield bytes(event.data)
 
     def _drained(self) -> bool:
@@ -213,29 +295,28 @@ class _Exchange:
     def _answer(self, is_head: bool, response: Response) -> None:
         self._socket.settimeout(self._bounds.body_seconds)
         content = response.content
-        length = len(content) if isinstance(content, bytes) else response.length
-        if is_head and response.length is not None:
-            length = response.length
-        headers = [*response.headers.items(), ("Content-Length", str(length))]
+        length = len(content) if isinstance(content, bytes) else response.length or 0
+        stated = response.length if is_head and response.length is not None else length
+        headers = [*response.headers.items()]
+        if response.status != _NO_CONTENT:
+            headers.append(("Content-Length", str(stated)))
         try:
             self._send(h11.Response(status_code=response.status, headers=headers))
-            if is_head:
-                pass
-            elif isinstance(content, bytes):
-                self._send(h11.Data(data=content))
-            else:
-                self._send_file(content, length or 0)
+            if not is_head and length:
+                if isinstance(content, bytes):
+                    self._send(h11.Data(data=content))
+                else:
+                    self._send_file(content, length)
             self._send(h11.EndOfMessage())
         finally:
-            if not isinstance(content, bytes):
-                content.close()
+            response.close()
 
     def _send_file(self, file: BinaryIO, length: int) -> None:
         for piece in self._http.send_with_data_passthrough(h11.Data(data=_Length(length))) or ():  # type: ignore[arg-type] # h11 only takes its length
-            if isinstance(piece, _Length):
-                self._socket.sendfile(file, count=length)
-            else:
+            if not isinstance(piece, _Length):
                 self._socket.sendall(piece)
+            elif self._socket.sendfile(file, count=length) != length:
+                raise OSError("a file shorter than announced; the next answer would seem its rest")
 
     def _send(self, event: h11.Event) -> None:
         data = self._http.send(event)
@@ -243,6 +324,7 @@ class _Exchange:
             self._socket.sendall(data)
 
     def _refuse(self, status: int) -> None:
+        self._socket.settimeout(self._bounds.body_seconds)
         if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             headers = [("Content-Length", "0"), ("Connection", "close")]
             self._send(h11.Response(status_code=status, headers=headers))

@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from runner.files import disk_full_is_a_limit
+
 MOST_BYTES = 32 << 20
 """A build that asks for more than this is asking to fill the disk; the last line says so."""
 
@@ -26,14 +28,16 @@ class Ledger:
     """Append-only; usable by several threads."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
         self._written = 0
 
     def record(self, entry: Entry) -> None:
+        """Notes one request; after the end, nothing. Raises DiskExceeded."""
         line = json.dumps({"time": round(time.time(), 3), **asdict(entry)}).encode() + b"\n"
-        with self._lock:
-            if self._written > MOST_BYTES:
+        with self._lock, disk_full_is_a_limit(self._path):
+            if self._written > MOST_BYTES or self._file.closed:
                 return
             self._written += len(line)
             self._file.write(line if self._written <= MOST_BYTES else b'{"note":"full"}\n')

@@ -43,7 +43,7 @@ class ReachableSet:
         if isinstance(parsed, Manifest):
             with self._lock:
                 for blob in (parsed.config, *parsed.layers):
-                    self._based[blob.digest] = (image, blob.size)
+                    self._based.setdefault(blob.digest, (image, blob.size))
 
     def uploaded(self, digest: Digest) -> None:
         with self._lock:

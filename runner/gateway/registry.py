@@ -7,15 +7,27 @@ them. What is outside the session's reachable set answers 404, as if it did not 
 import json
 import re
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
 
 from policies.errors import InvalidReference
 from policies.reference import Digest, ImageReference
-from runner.errors import ImageNotFound, PolicyDenied, RunnerError, VerificationFailed
+from runner.errors import (
+    ImageNotFound,
+    LimitExceeded,
+    PolicyDenied,
+    QuotaExceeded,
+    RegistryError,
+    RegistryRefused,
+    RunnerError,
+    VerificationFailed,
+)
+from runner.files import disk_full_is_a_limit
 from runner.gateway.http import Request, Response
-from runner.gateway.staging import Staging, Upload, UploadUnknown
+from runner.gateway.staging import Sealed, Staging, Upload, UploadBusy, UploadUnknown
 from runner.gateway.upstream import Upstream
+from runner.publish import check_destination
 from runner.registry.image import INDEX_TYPES, MANIFEST_TYPES, Index, parse_document
 from runner.settings import HttpLimits
 
@@ -52,6 +64,24 @@ def _not_found(what: str) -> Refusal:
     return Refusal(404, f"{what}_UNKNOWN", f"{what.lower()} unknown")
 
 
+def _refusal(error: RunnerError) -> Refusal:
+    """What the sandbox is told; whoever asked for the build is told everything elsewhere.
+
+    Messages that may name paths or addresses of this host stay outside.
+    """
+    if isinstance(error, PolicyDenied):
+        return _not_found("NAME")
+    if isinstance(error, (ImageNotFound, RegistryRefused)):
+        return _not_found("MANIFEST")
+    if isinstance(error, LimitExceeded):
+        # Builders try again after statuses from 500 on.
+        message = error.message if isinstance(error, QuotaExceeded) else error.code
+        return Refusal(413, "DENIED", message)
+    return Refusal(
+        502, "UNKNOWN", error.message if isinstance(error, RegistryError) else error.code
+    )
+
+
 class RegistryEndpoint:
     """Routes one session's requests. Usable by several threads."""
 
@@ -69,6 +99,7 @@ class RegistryEndpoint:
         self._staging = staging
         self._limits = limits
         self._failed = failed
+        self._parsing = threading.Lock()
         self._routes = (
             (_MANIFEST, {"GET": self._get_manifest, "PUT": self._put_manifest}),
             (_UPLOADS, {"POST": self._start_upload}),
@@ -87,18 +118,20 @@ class RegistryEndpoint:
     def answer(self, request: Request) -> Response:
         """Never raises for what a request asks."""
         try:
-            return self._route(request)
+            with disk_full_is_a_limit(self._staging.store.directory):
+                return self._route(request)
         except Refusal as refusal:
             return refusal.response()
-        except ImageNotFound as error:
-            self._failed(error)
-            return _not_found("MANIFEST").response()
-        except PolicyDenied as error:
-            self._failed(error)
-            return Refusal(404, "NAME_UNKNOWN", error.message).response()
+        except UploadUnknown:
+            return _not_found("BLOB_UPLOAD").response()
+        except UploadBusy:
+            busy = "another request writes this upload"
+            return Refusal(409, "BLOB_UPLOAD_INVALID", busy).response()
+        except Sealed:
+            return Refusal(403, "DENIED", "the session is over").response()
         except RunnerError as error:
             self._failed(error)
-            return Refusal(502, "UNKNOWN", error.message).response()
+            return _refusal(error).response()
 
     def _route(self, request: Request) -> Response:
         path, _, query = request.target.partition("?")
@@ -175,17 +208,18 @@ class RegistryEndpoint:
         self._own(match)
         if "mount" in query and self._staging.sees(digest := _digest(query["mount"])):
             return _created(f"/v2/{REPOSITORY}/blobs/{digest}", digest)
-        upload = self._staging.start(secrets.token_hex(16))
-        if "digest" in query:
-            return self._finish(upload, _digest(query["digest"]), request)
-        return _accepted(upload)
+        if "digest" not in query:
+            return _accepted(self._staging.start(secrets.token_hex(16)))
+        digest = _digest(query["digest"])
+        with self._staging.start(secrets.token_hex(16)) as upload:
+            try:
+                return self._finish(upload, digest, request)
+            finally:
+                self._staging.cancel(upload)  # the peer was never told its name
 
     def _upload(self, match: re.Match[str]) -> Upload:
         self._own(match)
-        try:
-            return self._staging.upload(match["id"])
-        except UploadUnknown:
-            raise _not_found("BLOB_UPLOAD") from None
+        return self._staging.upload(match["id"])
 
     def _upload_status(
         self, match: re.Match[str], _: Mapping[str, str], request: Request
@@ -211,24 +245,23 @@ class RegistryEndpoint:
         if "digest" not in query:
             raise Refusal(400, "DIGEST_INVALID", "no digest")
         digest = _digest(query["digest"])
-        upload = self._upload(match)
-        with upload:
+        with self._upload(match) as upload:
             _check_range(request.headers.get("content-range"), upload.size)
-        return self._finish(upload, digest, request)
+            return self._finish(upload, digest, request)
 
     def _finish(self, upload: Upload, digest: Digest, request: Request) -> Response:
-        with upload:
-            for piece in request.body:
-                upload.write(piece)
-            if not self._staging.finish(upload, digest):
-                raise Refusal(400, "DIGEST_INVALID", "the bytes have another digest")
+        for piece in request.body:
+            upload.write(piece)
+        if not self._staging.finish(upload, digest):
+            raise Refusal(400, "DIGEST_INVALID", "the bytes have another digest")
         return _created(f"/v2/{REPOSITORY}/blobs/{digest}", digest)
 
     def _cancel_upload(
         self, match: re.Match[str], _: Mapping[str, str], request: Request
     ) -> Response:
         del request
-        self._staging.cancel(self._upload(match))
+        with self._upload(match) as upload:
+            self._staging.cancel(upload)
         return Response(204)
 
     def _put_manifest(
@@ -236,19 +269,23 @@ class RegistryEndpoint:
     ) -> Response:
         self._own(match)
         tag, digest = _tag_or_digest(match["reference"])
+        if tag is not None:
+            _check_tag(tag)
         media_type = request.headers.get("content-type", "")
         if media_type not in (*MANIFEST_TYPES, *INDEX_TYPES):
             raise Refusal(400, "MANIFEST_INVALID", "no media type of an image manifest")
-        data = b""
+        received = bytearray()  # grows in place, in however small pieces it comes
         for piece in request.body:
-            data += piece
-            if len(data) > self._limits.manifest_bytes:
+            received += piece
+            if len(received) > self._limits.manifest_bytes:
                 raise Refusal(413, "SIZE_INVALID", "manifest too long")
+        data = bytes(received)
         found = Digest.of(data)
         if digest is not None and digest != found:
             raise Refusal(400, "DIGEST_INVALID", "the manifest has another digest")
         try:
-            parsed = parse_document(data, media_type)
+            with self._parsing:  # a document takes ten times its size while it is parsed
+                parsed = parse_document(data, media_type)
         except VerificationFailed as error:
             raise Refusal(400, "MANIFEST_INVALID", error.message) from None
         if parsed.subject is not None:
@@ -285,6 +322,13 @@ def _tag_or_digest(text: str) -> tuple[str | None, Digest | None]:
     if not _TAG.fullmatch(text):
         raise Refusal(404, "MANIFEST_UNKNOWN", "no such tag")
     return text, None
+
+
+def _check_tag(tag: str) -> None:
+    try:
+        check_destination(ImageReference("localhost", REPOSITORY, tag))
+    except PolicyDenied as error:
+        raise Refusal(403, "DENIED", error.message) from None
 
 
 def _check_range(header: str | None, size: int) -> None:

@@ -7,9 +7,10 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from policies.model import Decision
@@ -18,7 +19,7 @@ from runner.errors import InternalError, RunnerError
 from runner.gateway.http import BodyBroken, Request, Response, Server
 from runner.gateway.ledger import Entry, Ledger
 from runner.gateway.reachable import ReachableBlobs, ReachableSet
-from runner.gateway.registry import RegistryEndpoint
+from runner.gateway.registry import REPOSITORY, RegistryEndpoint
 from runner.gateway.staging import Staging
 from runner.gateway.upstream import Upstream
 from runner.registry.auth import Credentials
@@ -41,17 +42,20 @@ class Door:
         Bound through a descriptor of the directory: a Unix address holds 108 bytes, and the
         path of a state directory may be longer.
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(f"/proc/self/fd/{directory}/{self.socket_name}")
+            path = self.directory / self.socket_name
+            if os.geteuid() != self.peer_uid:
+                os.chown(path, self.peer_uid, self.peer_uid)
+            path.chmod(0o600)
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            raise
         finally:
             os.close(directory)
-        path = self.directory / self.socket_name
-        if os.geteuid() != self.peer_uid:
-            os.chown(path, self.peer_uid, self.peer_uid)
-        path.chmod(0o600)
-        listener.listen(128)
         return listener
 
 
@@ -70,12 +74,19 @@ class Session:
         ledger: Path,
         upstream_hosts: Iterable[str],
         fetching: Callable[[ImageReference, Digest, int, int], None],
+        local_images: Mapping[ImageReference, Path] = MappingProxyType({}),
     ) -> None:
         self.token = secrets.token_urlsafe(32)
         self.aliases = _aliases(upstream_hosts)
         self.reachable = ReachableSet(decision)
-        self.upstream = Upstream(settings, credentials, self.reachable, cache, fetching)
-        self._cache = cache
+        self.upstream = Upstream(
+            settings,
+            credentials,
+            self.reachable,
+            cache,
+            fetching=fetching,
+            local_images=local_images,
+        )
         self._staging = Staging(BlobStore(staged), self.reachable, decision.limits)
         self._ledger = Ledger(ledger)
         self._failures: list[RunnerError] = []
@@ -92,7 +103,7 @@ class Session:
             door.listen(),
             self._handle,
             peer_uid=door.peer_uid,
-            failed=lambda error: self._note(InternalError(f"gateway: {error!r}")),
+            failed=self._failed,
         )
 
     def __enter__(self) -> Self:
@@ -114,15 +125,19 @@ class Session:
             NothingStaged: No image was pushed.
         """
         self.close()
-        blobs = ReachableBlobs(self.reachable, self._staging.store, self._cache)
+        blobs = ReachableBlobs(self.reachable, self._staging.store, self.upstream)
         return StagedImage(self._staging.root, blobs)
 
     def close(self) -> None:
         """Ends the session. May be called twice."""
+        self.upstream.close()
         self._server.close()
         self._staging.seal()
-        self.upstream.close()
         self._ledger.close()
+
+    def _failed(self, error: Exception) -> None:
+        ours = error if isinstance(error, RunnerError) else InternalError(f"gateway: {error!r}")
+        self._note(ours)
 
     def _note(self, error: RunnerError) -> None:
         with self._lock:
@@ -138,7 +153,11 @@ class Session:
             raise
         is_file = not isinstance(response.content, bytes)
         sent = (response.length or 0) if is_file else len(response.content)  # type: ignore[arg-type] # bytes where no file
-        self._record(request, counted, response.status, 0 if request.method == "HEAD" else sent)
+        try:
+            self._record(request, counted, response.status, 0 if request.method == "HEAD" else sent)
+        except BaseException:
+            response.close()
+            raise
         return response
 
     def _authorised(self, request: Request) -> Response:
@@ -186,10 +205,15 @@ class _Counted:
 def _aliases(hosts: Iterable[str]) -> dict[str, str]:
     """Host to the path component that stands for it: a colon may not be part of a repository."""
     aliases: dict[str, str] = {}
+    taken = {REPOSITORY.partition("/")[0]}
     for host in sorted(set(hosts)):
-        alias = re.sub(r"[^a-z0-9]+", lambda run: run[0] if run[0] in ".-" else "_", host.lower())
-        alias = alias.strip("._-") or "host"
-        while alias in aliases.values():
+        alias = re.sub(r"[^a-z0-9]+", _joint, host.lower()).strip("._-") or "host"
+        while alias in taken:
             alias += "_x"
+        taken.add(alias)
         aliases[host] = alias
     return aliases
+
+
+def _joint(run: re.Match[str]) -> str:
+    return run[0] if run[0] in {".", "-"} else "_"

@@ -1,6 +1,8 @@
 """What a build pushes: hashed as it arrives, bounded, and one image reference at most."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -21,17 +23,32 @@ class UploadUnknown(LookupError):
     """No upload of this name is under way."""
 
 
+class UploadBusy(Exception):
+    """Another request writes this upload."""
+
+
+class Sealed(Exception):
+    """The session takes nothing in any more."""
+
+
 class Upload:
-    """One blob on its way in; a context manager, because one request at a time may write it."""
+    """One blob on its way in; a context manager, because one request at a time may write it.
+
+    Entering raises UploadBusy, or UploadUnknown where it is over.
+    """
 
     def __init__(self, name: str, writer: BlobWriter, staging: "Staging") -> None:
         self.id = name
         self._writer = writer
         self._staging = staging
         self._lock = threading.Lock()
+        self._over = False
 
     def __enter__(self) -> Self:
         if not self._lock.acquire(blocking=False):
+            raise UploadBusy(self.id)
+        if self._over:
+            self._lock.release()
             raise UploadUnknown(self.id)
         return self
 
@@ -42,6 +59,9 @@ class Upload:
         traceback: TracebackType | None,
     ) -> None:
         self._lock.release()
+        # After the release: seal() found this upload busy, or comes later and finds it free.
+        if self._staging.sealed:
+            self.discard()
 
     @property
     def size(self) -> int:
@@ -56,6 +76,11 @@ class Upload:
         self._staging.charge(len(data))
         self._writer.write(data)
 
+    def discard(self) -> None:
+        """Ends the upload; harmless after a commit."""
+        self._over = True
+        self._writer.discard()
+
 
 class Staging:
     """One session's store of uploaded blobs, until it is sealed. Usable by several threads."""
@@ -65,6 +90,9 @@ class Staging:
         self._reachable = reachable
         self._limits = limits
         self._lock = threading.Lock()
+        self._taken = threading.Condition(self._lock)
+        self._taking = 0
+        self._sealed = False
         self._uploads: dict[str, Upload] = {}
         self._bytes = 0
         self._blobs = 0
@@ -97,7 +125,7 @@ class Staging:
             tagged = (
                 self._root.digest if self._root is not None and reference == self._tag else None
             )
-            digest = tagged or next((known for known in self._types if known == reference), None)
+            digest = tagged or next(filter(reference.__eq__, self._types), None)
             if digest is None:
                 return None
             media_type = self._types[digest]
@@ -110,9 +138,27 @@ class Staging:
     def charge(self, size: int) -> None:
         """Counts bytes against the quota. Raises QuotaExceeded."""
         with self._lock:
+            self._require_open()
             self._bytes += size
             if self._bytes > self._limits.staged_bytes:
                 raise QuotaExceeded(f"the build pushed more than {self._limits.staged_bytes} bytes")
+
+    def _require_open(self) -> None:
+        if self._sealed:
+            raise Sealed
+
+    @contextmanager
+    def _into(self) -> Iterator[None]:
+        """While something becomes a part of the session; ``seal`` waits for what began before."""
+        with self._lock:
+            self._require_open()
+            self._taking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taking -= 1
+                self._taken.notify_all()
 
     def _count(self) -> None:
         with self._lock:
@@ -124,6 +170,7 @@ class Staging:
         """Begins an upload. Raises QuotaExceeded where too many are under way."""
         self._count()
         with self._lock:
+            self._require_open()
             if len(self._uploads) >= UPLOADS:
                 raise QuotaExceeded(f"more than {UPLOADS} uploads at a time")
             upload = Upload(name, self.store.writer(), self)
@@ -139,44 +186,56 @@ class Staging:
                 raise UploadUnknown(name) from None
 
     def finish(self, upload: Upload, digest: Digest) -> bool:
-        """Makes the upload a blob, if its bytes have this digest; it is over either way."""
-        self._forget(upload)
-        if upload.writer.digest != digest:
-            upload.writer.discard()
-            return False
-        upload.writer.commit()
-        self._reachable.uploaded(digest)
-        return True
+        """Makes the upload a blob, if its bytes have this digest; it is over either way.
+
+        The caller has entered ``upload``.
+        """
+        try:
+            if upload.writer.digest != digest:
+                return False
+            with self._into():
+                upload.writer.commit()
+                self._reachable.uploaded(digest)
+            return True
+        finally:
+            self.cancel(upload)
 
     def cancel(self, upload: Upload) -> None:
-        self._forget(upload)
-        upload.writer.discard()
-
-    def _forget(self, upload: Upload) -> None:
+        """Forgets the upload, which the caller has entered."""
         with self._lock:
             self._uploads.pop(upload.id, None)
+        upload.discard()
 
     def take_manifest(self, tag: str | None, media_type: str, data: bytes) -> None:
         """Stores a manifest that was checked; with a tag it is the session's image."""
         self._count()
         self.charge(len(data))
-        digest = self.store.add(data)
-        self._reachable.uploaded(digest)
-        with self._lock:
-            self._types[digest] = media_type
-            if tag is not None:
-                self._tag = tag
-                self._root = Descriptor(media_type, digest, len(data))
+        with self._into():
+            digest = self.store.add(data)
+            self._reachable.uploaded(digest)
+            with self._lock:
+                self._types[digest] = media_type
+                if tag is not None:
+                    self._tag = tag
+                    self._root = Descriptor(media_type, digest, len(data))
 
     # -- the end ---------------------------------------------------------------------------
 
     def seal(self) -> None:
-        """Ends every upload that is under way. Nothing may be taken in afterwards."""
+        """Ends every upload. Nothing is taken in any more when this returns."""
         with self._lock:
+            self._sealed = True
+            self._taken.wait_for(lambda: self._taking == 0)
             uploads = list(self._uploads.values())
             self._uploads.clear()
         for upload in uploads:
-            upload.writer.discard()
+            # One that is being written is ended by the request that writes it.
+            with suppress(UploadBusy, UploadUnknown), upload:
+                pass
+
+    @property
+    def sealed(self) -> bool:
+        return self._sealed
 
     @property
     def root(self) -> Descriptor:

@@ -63,7 +63,7 @@ class RootfsStore:
             return Installed(name=name, digest=digest, root=root, **document)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise BuilderCorrupt(f"{self._directory / name / 'current.json'}: {error}") from None
 
     def verified(self, name: str, *, every_byte: bool = False) -> Installed:
