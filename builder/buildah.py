@@ -43,9 +43,10 @@ RECIPE = Recipe(
         "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
         "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
         "etc/hosts": b"127.0.0.1 localhost\n",
+        "etc/resolv.conf": b"",
     },
     directories=(*WRITABLE, RUNNER),
-    needs=("usr/bin/buildah", "usr/sbin/runc", "usr/bin/tar"),
+    needs=("buildah", "runc", "tar"),
     version_package="buildah",
 )
 
@@ -80,7 +81,7 @@ class Buildah:
             "buildah", "build",
             "--isolation=oci",
             "--network=host",
-            "--format=oci",
+            f"--format={request.image_format}",
             f"--signature-policy={CONFIG}/policy.json",
             "--tls-verify=false",
             f"--platform={request.platform}",

@@ -124,6 +124,7 @@ class _Reader:
         self._networks: set[str] = set()
         self._securities: set[str] = set()
         self._secrets: set[str] = set()
+        self._docker_only: set[str] = set()
         self._names: set[str] = set()
         self._unknown = list(source.doubtful)
 
@@ -139,6 +140,7 @@ class _Reader:
             securities=frozenset(self._securities),
             secrets=frozenset(self._secrets),
             build_args=frozenset(self._names),
+            docker_only=frozenset(self._docker_only),
             unknown=(
                 *self._unknown[:_UNKNOWN],
                 *([f"{more} more things could not be determined."] if more > 0 else []),
@@ -161,8 +163,12 @@ class _Reader:
                 self._copy(inner)
             case "RUN":
                 self._run(inner)
+            case "HEALTHCHECK" | "SHELL":
+                self._docker_only.add(inner.name)
             case _:
                 pass
+        if inner is not instruction:
+            self._docker_only.add("ONBUILD")
 
     def _from(self, instruction: Instruction) -> None:
         line = instruction.line

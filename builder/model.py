@@ -23,6 +23,7 @@ class BuildInput:
     Attributes:
         dockerfile: The bytes that were read for facts, so that no builder reads others.
         ignored: Paths of the context that are there and must not be copied.
+        image_format: ``oci`` or ``docker``.
         registry: The one registry authority that the builder sees, ``127.0.0.1:PORT``.
         repository: Where in it to push the result, without a tag.
         token: Of the session; opens nothing but the session.
@@ -35,6 +36,7 @@ class BuildInput:
     build_args: Mapping[str, str]
     target: str | None
     platform: str
+    image_format: str
     registry: str
     repository: str
     token: str

@@ -17,7 +17,7 @@ class Recipe:
         leave_out: Glob patterns, relative to the root, of what is removed again.
         files: Written after unpacking, by path relative to the root.
         directories: Mount points; the tree is read-only for every sandbox, so they must be there.
-        needs: Paths that must exist afterwards, or the recipe has failed.
+        needs: Programs that must be on PATH afterwards, or the recipe has failed.
         version_package: The package whose version is the builder's.
     """
 

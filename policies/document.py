@@ -130,7 +130,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - untyped upstream
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
-        if self.peek_event().tag is not None:
+        if self.peek_event().tag is not None:  # type: ignore[no-untyped-call]
             raise yaml.YAMLError("tags are not allowed")
         return super().compose_node(parent, index)
 

@@ -37,6 +37,7 @@ class DockerfileFacts:
         securities: Values of ``RUN --security``.
         secrets: Ids that ``RUN --mount=type=secret`` asks for.
         build_args: Names declared with ARG.
+        docker_only: Instructions whose effect only Docker's image format keeps.
         unknown: What could not be determined, each as a sentence with its line.
     """
 
@@ -49,6 +50,7 @@ class DockerfileFacts:
     securities: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
     build_args: frozenset[str] = frozenset()
+    docker_only: frozenset[str] = frozenset()
     unknown: tuple[str, ...] = ()
 
 

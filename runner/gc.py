@@ -26,7 +26,8 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     base = BlobStore(home.base_images)
     for path in base.collect():
         yield f"half a blob {path.name}"
-    for path in base.evict(settings.cache_bytes):
-        yield f"blob of a base image {path.name}"
+    if not state.any_running(home.builds):  # a build counts on what its session resolved
+        for path in base.evict(settings.cache_bytes):
+            yield f"blob of a base image {path.name}"
     for path in RootfsStore(home.builders).collect():
         yield f"root filesystem {path.parent.name}/{path.name}"

@@ -141,7 +141,7 @@ class Build:
                 spec = SandboxSpec(
                     isolation=decision.isolation,
                     limits=decision.limits,
-                    plan=self._plan(builder, context, session),
+                    plan=self._plan(builder, context, facts, session),
                     root=root.root,
                     context=context.tar,
                 )
@@ -277,7 +277,9 @@ class Build:
             descriptor, _ = session.upstream.resolve(_with_tag(image))
             self._emit(events.Resolved(image, descriptor.digest))
 
-    def _plan(self, builder: Builder, context: BuildContext, session: Session) -> BuildPlan:
+    def _plan(
+        self, builder: Builder, context: BuildContext, facts: BuildFacts, session: Session
+    ) -> BuildPlan:
         request = self._request
         return builder.plan(
             BuildInput(
@@ -286,6 +288,8 @@ class Build:
                 build_args=request.build_args,
                 target=request.target,
                 platform=request.platform,
+                # OCI's format has no place for what these instructions say.
+                image_format="docker" if facts.dockerfile.docker_only else "oci",
                 registry=f"127.0.0.1:{GATEWAY_PORT}",
                 repository=REPOSITORY,
                 token=session.token,

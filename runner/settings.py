@@ -85,9 +85,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     merged: dict[str, Any] = {}
     for path in (SYSTEM_CONFIG, user_config):
         document = _read(path, must_exist=bool(own) and path == user_config)
-        known, added = merged.get("registries", {}), document.get("registries", {})
-        both = isinstance(known, dict) and isinstance(added, dict)
-        merged = {**merged, **document, "registries": {**known, **added} if both else added}
+        registries = {**merged.get("registries", {}), **document.get("registries", {})}
+        merged = {**merged, **document, "registries": registries}
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
@@ -98,10 +97,13 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if must_exist:
             raise ConfigInvalid(f"{path} does not exist") from None
         return {}
     except (OSError, ValueError) as error:  # no UTF-8, no TOML, a number of 5000 digits
         raise ConfigInvalid(f"{path}: {error}") from None
+    if not isinstance(document.get("registries", {}), dict):
+        raise ConfigInvalid(f"{path}: registries must be tables")
+    return document

@@ -86,6 +86,11 @@ class BuildDirectory:
         self._lock.release()
 
 
+def any_running(builds: Path) -> bool:
+    """Whether some build holds its lock."""
+    return len(list(abandoned(builds))) < sum(1 for _ in builds.iterdir())
+
+
 def killed(builds: Path) -> Iterator[Path]:
     """Directories of builds that neither ended nor run."""
     return (

@@ -121,6 +121,8 @@ def _faults(process: HostProcess) -> Iterator[str]:
         yield "is host uid 0"
     if process.initial_user_namespace and process.role != "launcher":
         yield "is in the initial user namespace"
+    if process.initial_user_namespace and process.capabilities:
+        yield "has capabilities in the initial user namespace"
     if process.seccomp != _SECCOMP_FILTER and process.role in {"sandbox", "gofer"}:
         yield "runs without seccomp"
 

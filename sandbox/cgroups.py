@@ -5,8 +5,10 @@ made and limited here, and the launcher enters it before it becomes runsc.
 """
 
 import contextlib
+import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,6 +17,7 @@ from policies.model import Limits
 
 MOUNT = Path("/sys/fs/cgroup")
 _V1_CONTROLLERS = ("memory", "cpu", "pids")
+_PREFIX = "runner-"
 _PERIOD_MICROSECONDS = 100_000
 
 
@@ -35,13 +38,28 @@ class Group:
         return [str(directory / "cgroup.procs") for directory in self.directories]
 
     @classmethod
-    def make(cls, name: str, limits: Limits, mount: Path = MOUNT) -> Self | None:
-        """A new group with the limits set, or None where that is not allowed here."""
+    def make(
+        cls,
+        name: str,
+        limits: Limits,
+        mount: Path = MOUNT,
+        announce: Callable[[str], None] = lambda _: None,
+    ) -> Self | None:
+        """A new group with the limits set, or None where that is not allowed here.
+
+        Args:
+            name: Of the build.
+            limits: Those that groups can keep.
+            mount: Of the hierarchy, or of its controllers' directory.
+            announce: Gets what ``recorded`` reads, before anything is made: a later process may be
+                in other groups than this one and would not find ours.
+        """
         version = 2 if (mount / "cgroup.controllers").exists() else 1
         parents = _v2_parent(mount) if version == 2 else _v1_parents(mount)  # noqa: PLR2004
         if not parents:
             return None
-        group = cls(version, tuple(parent / name for parent in parents))
+        group = cls(version, tuple(parent / f"{_PREFIX}{name}" for parent in parents))
+        announce(json.dumps([version, *map(str, group.directories)]))
         try:
             for directory in group.directories:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -52,12 +70,11 @@ class Group:
         return group
 
     @classmethod
-    def existing(cls, name: str, mount: Path = MOUNT) -> Self | None:
-        """The group that an earlier process made, for ``gc``."""
-        version = 2 if (mount / "cgroup.controllers").exists() else 1
-        parents = _v2_parent(mount) if version == 2 else _v1_parents(mount)  # noqa: PLR2004
-        found = tuple(parent / name for parent in parents if (parent / name).is_dir())
-        return cls(version, found) if found else None
+    def recorded(cls, announced: str) -> Self:
+        """The group that was announced, whatever is left of it. For ``gc``."""
+        version, *directories = json.loads(announced)
+        found = map(Path, directories)
+        return cls(version, tuple(path for path in found if path.name.startswith(_PREFIX)))
 
     def _limit(self, limits: Limits) -> None:
         quota = limits.cpu_millis * _PERIOD_MICROSECONDS // 1000

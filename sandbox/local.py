@@ -16,6 +16,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from policies import diagnostics
 from policies.model import Isolation
 from sandbox import oci, place, processes, runsc
 from sandbox.canary import Observation, judge
@@ -90,7 +91,7 @@ class LocalSandbox:
         self._over = threading.Event()
         self._started = time.monotonic()
         _write_place(place, spec, self._nonce)
-        self._group = Group.make(place.name, spec.limits)
+        self._group = Group.make(place.name, spec.limits, announce=place.record_group)
         self._process = self._start(runtime)
         try:
             early, line = self._await_canary()
@@ -116,8 +117,10 @@ class LocalSandbox:
             uid = str(self._place.peer_uid)
             drop += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all"]
         procs = self._group.procs if self._group is not None else []
+        command = ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *procs, "--", *drop, "--", *launch]
+        diagnostics.debug("sandbox", command=command)
         return subprocess.Popen(
-            ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *procs, "--", *drop, "--", *launch],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,  # one pipe, so the build's lines keep their order
@@ -219,10 +222,9 @@ class LocalSandbox:
 
     def _kill(self) -> None:
         """Ends every process of the sandbox, whatever state it is in."""
-        below = {process.pid for process in processes.descendants(self._process.pid)}
-        grouped = self._group.processes() if self._group is not None else []
-        targets = (below | set(grouped)) - {os.getpid()}
-        processes.kill_all(lambda process: process.pid in targets)
+        below = {(p.pid, p.started) for p in processes.descendants(self._process.pid)}
+        grouped = set(self._group.processes()) if self._group is not None else set()
+        processes.kill_all(lambda p: (p.pid, p.started) in below or p.pid in grouped)
 
     # -- the end -------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@
 
     STATE/sandboxes/ID/
         lock        held by the living runner
+        cgroup      which group is its own
         guest/      appears read-only as /run/runner inside
             init  plan  config/  door/
         bundle/     config.json
@@ -20,6 +21,7 @@ from sandbox.cgroups import Group
 from sandbox.errors import SandboxFailed
 from sandbox.locks import Lock, make_locked
 
+_CGROUP = "cgroup"
 UIDS = Path("/run/runner-uids")
 """Locks of the host uids in use; one place for the whole host, whatever the state directory."""
 
@@ -45,6 +47,10 @@ class LocalPlace:
     @property
     def bundle(self) -> Path:
         return self.directory / "bundle"
+
+    def record_group(self, announced: str) -> None:
+        """Notes which cgroup this sandbox gets, for a ``clean`` by another process."""
+        (self.directory / _CGROUP).write_text(announced)
 
     @property
     def runsc_state(self) -> Path:
@@ -118,24 +124,28 @@ def clean(directory: Path) -> None:
     Raises:
         SandboxFailed: Something of it could not be removed.
     """
-    group = Group.existing(directory.name)
+    group = _recorded_group(directory)
     members = set(group.processes()) if group is not None else set()
-    state = str(directory / "runsc")
-    mine = {os.getpid(), os.getppid()}
+    root_option = f"--root={directory / 'runsc'}"
 
     def belongs(process: processes.Process) -> bool:
-        named = any(word in {f"--root={state}", state} for word in process.argv)
-        return process.pid not in mine and (named or process.pid in members)
+        return root_option in process.argv or process.pid in members
 
-    # Stubs of the Sentry have no command line: they go with the process that traces them,
-    # and are found as its descendants or by the group.
+    # Stubs of the Sentry have no command line: they are found below the process that traces them.
     roots = [process.pid for process in processes.alive() if belongs(process)]
-    below = {child.pid for root in roots for child in processes.descendants(root)}
-    if not processes.kill_all(lambda process: belongs(process) or process.pid in below):
+    below = {(child.pid, child.started) for root in roots for child in processes.descendants(root)}
+    if not processes.kill_all(lambda p: belongs(p) or (p.pid, p.started) in below):
         raise SandboxFailed(f"processes of {directory.name} do not end")
     if group is not None:
         group.remove()
     shutil.rmtree(directory, ignore_errors=False, onerror=_ignore_missing)
+
+
+def _recorded_group(directory: Path) -> Group | None:
+    try:
+        return Group.recorded((directory / _CGROUP).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
 
 
 def _ignore_missing(function: object, path: str, info: object) -> None:

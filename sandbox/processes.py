@@ -22,6 +22,8 @@ class Process:
     uid: int
     status: dict[str, str]
     argv: tuple[str, ...]
+    started: str = ""
+    """In clock ticks since the host's start: tells a process from a later one of its number."""
 
 
 def read(pid: int) -> Process | None:
@@ -29,11 +31,18 @@ def read(pid: int) -> Process | None:
     try:
         lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
         argv = (PROC / str(pid) / "cmdline").read_bytes()
-    except OSError:
+        started = _stat(pid)[19]
+    except (OSError, IndexError):
         return None
     status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
     words = tuple(os.fsdecode(word) for word in argv.rstrip(b"\0").split(b"\0")) if argv else ()
-    return Process(pid, int(status["PPid"]), int(status["Uid"].split()[0]), status, words)
+    uid = int(status["Uid"].split()[0])
+    return Process(pid, int(status["PPid"]), uid, status, words, started)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the third on: the second may hold anything."""
+    return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def alive() -> Iterator[Process]:
@@ -45,20 +54,19 @@ def alive() -> Iterator[Process]:
 
 
 def descendants(root: int) -> list[Process]:
-    """``root`` and everything below it."""
-    every = {process.pid: process for process in alive()}
-    return [process for process in every.values() if _is_below(process, root, every)]
-
-
-def _is_below(process: Process, root: int, every: dict[int, Process]) -> bool:
-    seen = set()
-    current: Process | None = process
-    while current is not None and current.pid not in seen:
-        if current.pid == root:
-            return True
-        seen.add(current.pid)
-        current = every.get(current.parent)
-    return False
+    """``root`` and everything below it, without looking at the host's other processes."""
+    found: dict[int, Process] = {}
+    pending = [root]
+    while pending:
+        pid = pending.pop()
+        process = read(pid)
+        if process is None or pid in found or process.status.get("State", "")[:1] in {"Z", "X"}:
+            continue
+        found[pid] = process
+        with contextlib.suppress(OSError):
+            for task in (PROC / str(pid) / "task").iterdir():
+                pending += map(int, (task / "children").read_text().split())
+    return list(found.values())
 
 
 def kill_all(belongs: Callable[[Process], bool], *, within_seconds: float = 10.0) -> bool:
@@ -85,7 +93,7 @@ def kill(process: Process) -> None:
         return
     try:
         now = read(process.pid)
-        if now is not None and (now.argv, now.uid) == (process.argv, process.uid):
+        if now is not None and now.started == process.started:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
     finally:
@@ -166,7 +174,6 @@ def cpu_seconds(root: int) -> float:
     """Processor time of ``root`` and everything below it, children that ended included."""
     ticks = 0
     for process in descendants(root):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = (PROC / str(process.pid) / "stat").read_text().rpartition(")")[2].split()
-            ticks += sum(int(field) for field in fields[11:15])
+        with contextlib.suppress(OSError):
+            ticks += sum(int(field) for field in _stat(process.pid)[11:15])
     return ticks / os.sysconf("SC_CLK_TCK")

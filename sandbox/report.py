@@ -73,15 +73,24 @@ class OutputSplitter:
 
     def __init__(self) -> None:
         self._held = b""
+        self._given = 0
 
     def feed(self, data: bytes) -> bytes:
-        """Takes what arrived, gives what is certainly the build's own output."""
+        """Takes what arrived, gives what is certainly the build's own output.
+
+        A line's end at the end of the buffer may begin the mark too. It is given all the same:
+        otherwise the last line that a build writes would show only when the next one comes.
+        """
         buffer = self._held + data
         keep = buffer.rfind(_EXIT_MARK)
         if keep < 0 or len(buffer) - keep > EXIT_BYTES:
             keep = len(buffer) - _overlap(buffer)
+        output = buffer[self._given : keep]
+        self._given = max(0, self._given - keep)
         self._held = buffer[keep:]
-        return buffer[:keep]
+        if self._held == b"\n" and not self._given:
+            output, self._given = output + b"\n", 1
+        return output
 
     def finish(self) -> tuple[bytes, bytes | None]:
         """The rest of the output, and the report line if the stream ended with one."""
@@ -89,7 +98,7 @@ class OutputSplitter:
             line = self._held[1:-1]
             if b"\n" not in line:
                 return b"", line
-        return self._held, None
+        return self._held[self._given :], None
 
 
 def _overlap(buffer: bytes) -> int:

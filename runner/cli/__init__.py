@@ -52,6 +52,8 @@ def _guarded(parsed: argparse.Namespace) -> int:
     from runner.errors import Cancelled, InternalError, RunnerError  # noqa: PLC0415 - likewise
 
     try:
+        if os.environ.get("RUNNER_LOG") == "debug":
+            import_module("runner.logs").configure()
         return int(import_module(f"runner.cli.{parsed.command}").run(parsed))
     except RunnerError as error:
         say_error(error)

@@ -241,6 +241,8 @@ class _Exchange:
             return 431
         if event.http_version != b"1.1":
             return 505
+        if event.method == b"CONNECT":
+            return 405
         if _LOOSE.search(head) or {b"transfer-encoding", b"content-length"} <= names:
             return 400
         return None

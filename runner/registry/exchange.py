@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
 
+from policies import diagnostics
 from runner.errors import (
     ImageNotFound,
     RegistryError,
@@ -160,12 +161,16 @@ class Exchange:
         sent = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
         with failures(dial.origin(url)[1]):
             if method in {"GET", "HEAD"}:
-                return self._session.follow(method, url, sent)
-            upload = body() if body else b""
-            # requests sends an empty stream in chunks, which registries dislike.
-            return self._session.request(
-                method, url, headers=sent, data=upload if len(upload) else b""
-            )
+                response = self._session.follow(method, url, sent)
+            else:
+                upload = body() if body else b""
+                # requests sends an empty stream in chunks, which registries dislike.
+                data = upload if len(upload) else b""
+                response = self._session.request(method, url, headers=sent, data=data)
+        # Without the query: upload locations carry their state, some their secrets, in it.
+        place = url.partition("?")[0]
+        diagnostics.debug("registry", method=method, url=place, status=response.status_code)
+        return response
 
     def expect(self, response: requests.Response, site: Site, *statuses: int) -> None:
         """Raises the RegistryError that an answer of any other status stands for; closes it."""

@@ -18,8 +18,17 @@ from runner.stores.rootfs import remove_tree
 PACKAGES = "var/lib/runner-packages"
 """In the tree: the file name of each package that it was made of, with its version."""
 _ARCHIVES = "var/cache/apt/archives"
-_OF_NO_USE = ("dev/*", "var/cache", "var/log", "var/lib/apt", "var/lib/dpkg", "etc/apt")
-"""Devices come from the sandbox; the rest differs on each machine."""
+_OF_NO_USE = (
+    "dev/*",
+    "etc/apt",
+    "etc/hostname",
+    "etc/resolv.conf",
+    "var/cache",
+    "var/lib/apt",
+    "var/lib/dpkg",
+    "var/log",
+)
+"""Devices come from the sandbox; the rest differs on each machine, or tells about it."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _INSTALL_SECONDS = 1800
 _LAST_LINES = 20

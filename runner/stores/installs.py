@@ -8,7 +8,7 @@ from pathlib import Path
 from builder.model import Builder
 from policies.reference import Digest, ImageReference
 from runner.cancel import Cancellation
-from runner.errors import BuilderInstallFailed, ImageNotFound
+from runner.errors import BuilderInstallFailed, ImageNotFound, PolicyDenied
 from runner.events import Listener
 from runner.output import Output
 from runner.pipeline import Tools, submit
@@ -48,8 +48,8 @@ def from_image(
 ) -> Installed:
     """Makes the builder's root filesystem from ``HOST/REPO:TAG`` or ``oci:DIR``.
 
-    An ordinary untrusted build, by the builder that is installed from packages, unpacks the image
-    and makes one flat layer of it; that layer, verified, is laid out here.
+    An ordinary untrusted build, by the builder that is installed now, unpacks the image and makes
+    one flat layer of it; that layer, verified, is laid out here.
 
     Raises:
         BuilderInstallFailed: It lacks what the builder needs.
@@ -69,7 +69,11 @@ def from_image(
             local_images=local,
             wall_seconds=_FLATTEN_SECONDS,
         )
-        result = submit(request, tools, listen, Cancellation())
+        try:
+            result = submit(request, tools, listen, Cancellation())
+        except PolicyDenied as error:
+            error.advice = f"The policy's base_images must allow {reference.name}."
+            raise
         pinned = dict(result.base_images).get(str(reference))
         if pinned is None:
             raise ImageNotFound(f"{reference} was not resolved")

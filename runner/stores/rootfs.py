@@ -23,7 +23,12 @@ from pathlib import Path
 
 from builder.rootfs import Recipe
 from policies.reference import Digest
-from runner.errors import BuilderCorrupt, BuilderInstallFailed, BuilderNotInstalled
+from runner.errors import (
+    BuilderCorrupt,
+    BuilderInstallFailed,
+    BuilderNotInstalled,
+    InvalidReference,
+)
 from runner.files import write_whole
 from sandbox.locks import Lock
 
@@ -63,7 +68,14 @@ class RootfsStore:
             return Installed(name=name, digest=digest, root=root, **document)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OSError,
+            InvalidReference,
+        ) as error:
             raise BuilderCorrupt(f"{self._directory / name / 'current.json'}: {error}") from None
 
     def verified(self, name: str, *, every_byte: bool = False) -> Installed:
@@ -228,6 +240,9 @@ def _measure(root: Path) -> tuple[int, int]:
     return sum(1 for _ in _walk(root)), sum(sizes)
 
 
+_PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin")
+
+
 def _complete(recipe: Recipe, root: Path) -> None:
     for directory in recipe.directories:
         _inside(root, directory).mkdir(parents=True, exist_ok=True)
@@ -235,9 +250,9 @@ def _complete(recipe: Recipe, root: Path) -> None:
         file = _inside(root, path)
         if not file.exists():
             file.write_bytes(data)
-    for path in recipe.needs:
-        if not _inside(root, path).is_file():
-            raise BuilderInstallFailed(f"the root filesystem lacks /{path}")
+    for program in recipe.needs:
+        if not any((root / directory / program).is_file() for directory in _PROGRAMS):
+            raise BuilderInstallFailed(f"the root filesystem has no {program}")
 
 
 def _inside(root: Path, path: str) -> Path:

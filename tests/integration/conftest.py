@@ -1,8 +1,11 @@
-"""A real registry on loopback, shared by the integration tests."""
+"""A real registry on loopback, and people who run real sandboxes, shared by the tests."""
 
+import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +15,13 @@ from typing import Final
 
 import pytest
 
-from runner.settings import RegistrySettings, Settings
+from builder.buildah import Buildah
+from policies.reference import Digest
+from runner.settings import LocalSettings, RegistrySettings, Settings
+from runner.stores import debian, installs
+from runner.stores.rootfs import RootfsStore, remove_tree
+from tests.support.hosts import REPOSITORY, STRANGER, Person, reachable
+from tests.support.toolbox import toolbox_tar
 
 USER: Final = "pusher"
 PASSWORD: Final = "push-me"
@@ -106,3 +115,129 @@ def docker_login(locked_registry: RealRegistry, tmp_path: Path) -> dict[str, str
     document = {"auths": {locked_registry.host: {"auth": auth}}}
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
     return {"DOCKER_CONFIG": str(tmp_path)}
+
+
+# -- a host with sandboxes -------------------------------------------------------------------
+
+
+def needed(*programs: str) -> None:
+    """Skips, loudly, where a program is missing."""
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed: deploy/debian/install-host-tools.sh")
+
+
+@pytest.fixture(scope="session")
+def playground() -> Iterator[Path]:
+    """A directory that other users may pass through; pytest's own are closed to them."""
+    directory = Path(tempfile.mkdtemp(prefix="runner-test-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    remove_tree(directory)
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """What is too dear to be made for each run of the tests."""
+    directory = REPOSITORY / ".cache" / "tests"
+    if not reachable(REPOSITORY):
+        directory = Path("/var/tmp/runner-tests")
+    directory.mkdir(parents=True, exist_ok=True)
+    assert directory.stat().st_uid == os.geteuid(), f"{directory} is somebody else's"
+    directory.parent.chmod(directory.parent.stat().st_mode | 0o055)
+    directory.chmod(0o755)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def builders(cache: Path) -> Path:
+    """The store that has buildah, installed once for each recipe."""
+    needed("runsc")
+    recipe = Digest.of(repr(Buildah.recipe).encode())
+    directory = cache / f"data-{recipe.hex[:12]}" / "builders"
+    store = RootfsStore(directory)
+    if store.installed("buildah") is None:
+        needed("mmdebstrap")
+        directory.mkdir(parents=True, exist_ok=True)
+        installs.from_packages(store, Buildah(), mirror=None, report=lambda _: None)
+    directory.parent.chmod(0o755)
+    store.verified("buildah")
+    return directory
+
+
+def _push(source: str, target: str) -> None:
+    subprocess.run(
+        ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", source,
+         target],
+        check=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def debian_base(cache: Path, registry: RealRegistry) -> str:
+    """Reference of a Debian image with a compiler, in the registry."""
+    needed("skopeo")
+    layout = cache / "debian-12"
+    if not layout.exists():
+        needed("mmdebstrap")
+        arriving = Path(tempfile.mkdtemp(prefix="arriving-", dir=cache))
+        try:
+            tar, made = arriving / "base.tar", arriving / "layout"
+            mode = "root" if os.geteuid() == 0 else "fakechroot"
+            subprocess.run(
+                ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--quiet",
+                 "--include=gcc,libc6-dev,make", "bookworm", tar,
+                 f"deb [signed-by={debian.KEYRING}] {debian.host_mirror()} bookworm main"],
+                check=True, timeout=600,
+            )  # fmt: skip
+            _push(f"tarball:{tar}", f"oci:{made}:12")
+            made.rename(layout)
+        finally:
+            remove_tree(arriving)
+    reference = f"{registry.host}/library/debian:12"
+    _push(f"oci:{layout}:12", f"docker://{reference}")
+    return reference
+
+
+@pytest.fixture(scope="session")
+def tools_base(playground: Path, registry: RealRegistry) -> str:
+    """Reference of a small image with a shell, coreutils and perl, in the registry."""
+    needed("skopeo")
+    tar = playground / "toolbox.tar"
+    tar.write_bytes(toolbox_tar())
+    reference = f"{registry.host}/library/toolbox:1"
+    _push(f"tarball:{tar}", f"docker://{reference}")
+    return reference
+
+
+@pytest.fixture(scope="session")
+def settings(registry: RealRegistry) -> Settings:
+    """Sandboxes have host uids that no other run of anything uses."""
+    first = 2_000_000_000 + os.getpid() % 100_000 * 100
+    local = LocalSettings(first_uid=first, uids=8)
+    return registry.settings.model_copy(update={"local": local})
+
+
+@pytest.fixture(scope="session")
+def person(playground: Path, builders: Path, settings: Settings) -> Person:
+    """Whoever runs the tests, with directories of their own."""
+    return Person.move_in(playground / "me", settings, builders)
+
+
+@pytest.fixture(scope="session")
+def stranger(playground: Path, builders: Path, settings: Settings) -> Person:
+    """An ordinary user, where the tests may become one."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user; the other tests run as an ordinary one")
+    for path in (REPOSITORY, Path(sys.prefix), Path(sys.executable).resolve()):
+        if not reachable(path):
+            pytest.skip(f"{path} is closed to other users: check out where they may read")
+    return Person.move_in(playground / "stranger", settings, builders, STRANGER)
+
+
+@pytest.fixture
+def place(playground: Path) -> Path:
+    """A new directory that everybody can read, for one test."""
+    directory = Path(tempfile.mkdtemp(dir=playground))
+    directory.chmod(0o755)
+    return directory

@@ -365,3 +365,15 @@ def test_any_text_gives_the_same_facts_twice_or_a_printable_error(
 def test_any_bytes_are_facts_or_an_error_of_ours(data: bytes) -> None:
     with contextlib.suppress(RunnerError):
         assert read_dockerfile(data, build_args={}, target=None).stages
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'FROM a\nHEALTHCHECK CMD true\nSHELL ["sh"]', {"HEALTHCHECK", "SHELL"}),
+        (b"FROM a\nONBUILD RUN true", {"ONBUILD"}),
+        (b"FROM a\nRUN true", set()),
+    ],
+)
+def test_what_only_dockers_format_keeps_is_named(text: bytes, found: set[str]) -> None:
+    assert read_dockerfile(text, build_args={}, target=None).docker_only == found

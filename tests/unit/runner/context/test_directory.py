@@ -456,10 +456,10 @@ def test_a_disk_that_fails_is_told_from_a_context_that_does(
 
 def test_no_descriptor_is_left_open(context: Path) -> None:
     (context / "dir").mkdir()
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are enough
+    before = len(os.listdir("/proc/self/fd"))
     take(context)
     too_large(context, "entries", context_entries=1)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - names are enough
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_many_small_files_take_little_time(context: Path) -> None:

@@ -1,0 +1,59 @@
+"""Where the time of a build goes inside our own process: clocks around some functions."""
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, ParamSpec, TypeVar
+from unittest import mock
+
+from runner import pipeline, state
+from runner.stores.rootfs import RootfsStore
+from sandbox import local, processes, runsc
+from sandbox.local import LocalBackend, LocalSandbox
+from sandbox.place import LocalPlace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CLOCKED: tuple[tuple[str, Any, str], ...] = (
+    ("`runsc --version`, every call", runsc, "find"),
+    ("builder's seal: stat of every file", RootfsStore, "verified"),
+    ("context: walk, tar, hash", pipeline, "snapshot"),
+    ("place of the sandbox: uid, directories, lock", LocalBackend, "reserve"),
+    ("guest files and config.json", local, "_write_place"),
+    ("fork and exec of the launcher", LocalSandbox, "_start"),
+    ("runsc start to the canary", LocalSandbox, "_await_canary"),
+    ("judging the canary against /proc", LocalSandbox, "_judge"),
+    ("release: link of the context, nonce", LocalSandbox, "_release"),
+    ("after the build: processes killed and looked for", processes, "kill_all"),
+    ("after the build: place removed", LocalPlace, "release"),
+    ("supervision: processor time, every 0.2 s", processes, "cpu_seconds"),
+    ("supervision: memory, where no cgroup counts it", processes, "memory_bytes"),
+    ("files written whole, with fsync", state, "write_whole"),
+    ("verify", pipeline, "verify"),
+)  # fmt: skip
+
+
+@contextmanager
+def clocks() -> Iterator[Mapping[str, float]]:
+    """Seconds spent in each of CLOCKED while the block runs, by name."""
+    spent: dict[str, float] = defaultdict(float)
+    with ExitStack() as stack:
+        for name, owner, attribute in CLOCKED:
+            clocked = _clocked(getattr(owner, attribute), spent, name)
+            stack.enter_context(mock.patch.object(owner, attribute, clocked))
+        yield spent
+
+
+def _clocked(function: Callable[P, R], spent: dict[str, float], name: str) -> Callable[P, R]:
+    @functools.wraps(function)
+    def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+        started = time.monotonic()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[name] += time.monotonic() - started
+
+    return timed

@@ -1,0 +1,133 @@
+"""What buildah is told. Nothing that came from outside can become an option of it."""
+
+import base64
+import json
+import tomllib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.buildah import BUILDER_CAPABILITIES, RUN_CAPABILITIES, Buildah
+from builder.model import CONFIG, WORKSPACE, BuildInput
+
+TOKEN = "only-for-this-session"
+INPUT = BuildInput(
+    dockerfile=b"FROM scratch\n",
+    ignored=(),
+    build_args={},
+    target=None,
+    platform="linux/amd64",
+    image_format="oci",
+    registry="127.0.0.1:5000",
+    repository="build",
+    token=TOKEN,
+    upstreams={},
+)
+BUILD = (
+    "buildah", "build", "--isolation=oci", "--network=host", "--format=oci",
+    f"--signature-policy={CONFIG}/policy.json", "--tls-verify=false", "--platform=linux/amd64",
+    f"--file={CONFIG}/Dockerfile", f"--ignorefile={CONFIG}/ignore",
+    "--tag=127.0.0.1:5000/build:latest",
+)  # fmt: skip
+
+
+def plan_of(**changed: object) -> tuple[str, ...]:
+    return Buildah().plan(replace(INPUT, **changed)).commands[1]  # type: ignore[arg-type]
+
+
+def test_the_three_commands() -> None:
+    plan = Buildah().plan(INPUT)
+    unpack, build, push = plan.commands
+    assert unpack == (
+        "tar", "--extract", "--file=/run/runner/door/context.tar", "--directory=/workspace",
+        "--preserve-permissions", "--numeric-owner",
+    )  # fmt: skip
+    assert build == (*BUILD, WORKSPACE)
+    assert push == (
+        "buildah", "push", "--tls-verify=false", "--digestfile=/run/runner-claim",
+        "127.0.0.1:5000/build:latest",
+    )  # fmt: skip
+    assert plan.commands[plan.build_command] is build
+    assert plan.claim == "/run/runner-claim"
+    assert plan.capabilities == BUILDER_CAPABILITIES
+
+
+def test_the_format_is_the_one_asked_for() -> None:
+    assert "--format=docker" in plan_of(image_format="docker")
+
+
+def test_every_file_that_the_environment_names_is_in_the_plan() -> None:
+    plan = Buildah().plan(INPUT)
+    named = {v.removeprefix(f"{CONFIG}/") for v in plan.environment.values() if CONFIG in v}
+    assert named <= set(plan.files)
+    assert plan.files["Dockerfile"] == INPUT.dockerfile
+
+
+def test_the_token_stands_in_one_file_alone() -> None:
+    plan = Buildah().plan(replace(INPUT, build_args={"A": "b"}, upstreams={"docker.io": "d"}))
+    encoded = base64.b64encode(f"session:{TOKEN}".encode()).decode()
+    auth = json.loads(plan.files["auth.json"])
+    assert auth == {"auths": {"127.0.0.1:5000": {"auth": encoded}}}
+    others = [data for name, data in plan.files.items() if name != "auth.json"]
+    shown = repr((plan.commands, plan.environment, others, plan.claim))
+    assert TOKEN not in shown
+    assert encoded not in shown
+
+
+hostile = st.sampled_from(["--privileged", "-v/:/x", "a b", "", "x\n--y", "=", "'\"$(id)"])
+
+
+@given(st.dictionaries(st.sampled_from("ABC"), hostile | st.text()), st.none() | hostile)
+def test_hostile_values_stay_within_their_own_word(
+    build_args: dict[str, str], target: str | None
+) -> None:
+    words = plan_of(build_args=build_args, target=target)
+    expected = [f"--build-arg={name}={value}" for name, value in build_args.items()]
+    expected += [f"--target={target}"] if target is not None else []
+    assert words == (*BUILD, *expected, WORKSPACE)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("Dockerfile", "/Dockerfile"),
+        ("!x", "/!x"),
+        ("#x", "/#x"),
+        ("a*[b]?\\", "/a\\*\\[b\\]\\?\\\\"),
+        ("caf\udce9", "/caf\udce9"),
+    ],
+)
+def test_an_ignored_path_is_a_pattern_of_itself_alone(path: str, line: str) -> None:
+    data = Buildah().plan(replace(INPUT, ignored=(path, "other"))).files["ignore"]
+    assert data == f"{line}\n/other\n".encode("utf-8", "surrogateescape")
+
+
+def test_each_upstream_is_a_path_of_the_one_registry() -> None:
+    upstreams = {"docker.io": "u0", "a.b:5000": "u1"}
+    data = Buildah().plan(replace(INPUT, upstreams=upstreams)).files["registries.conf"]
+    document = tomllib.loads(data.decode())
+    assert document["unqualified-search-registries"] == ["docker.io"]
+    assert document["short-name-mode"] == "disabled"
+    assert document["registry"] == [
+        {"prefix": host, "location": f"127.0.0.1:5000/{alias}", "insecure": True}
+        for host, alias in upstreams.items()
+    ]
+
+
+def test_run_steps_have_dockers_default_set_of_capabilities() -> None:
+    document = tomllib.loads(Buildah().plan(INPUT).files["containers.conf"].decode())
+    wanted = [f"CAP_{name}" for name in RUN_CAPABILITIES]
+    assert document["containers"]["default_capabilities"] == wanted
+    assert not {"SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN"} & set(RUN_CAPABILITIES)
+
+
+def test_storage_and_signature_files_are_sound() -> None:
+    files = Buildah().plan(INPUT).files
+    assert tomllib.loads(files["storage.conf"].decode())["storage"]["driver"] == "overlay"
+    assert json.loads(files["policy.json"])["default"]
+
+
+def test_the_recipe_has_a_mount_point_for_every_writable_place() -> None:
+    assert set(Buildah().plan(INPUT).writable) <= set(Buildah.recipe.directories)

@@ -1,0 +1,70 @@
+"""An OCI layout in the place of a registry."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from policies.reference import Digest, ImageReference
+from runner.errors import ImageNotFound, VerificationFailed
+from runner.registry.image import OCI_MANIFEST
+from runner.registry.layout import LayoutClient
+from runner.stores.blobs import BlobStore
+
+IMAGE = ImageReference("layout.invalid", "builder", "latest")
+MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST}).encode()
+
+
+def layout(directory: Path, *manifests: bytes) -> LayoutClient:
+    store = BlobStore(directory)
+    entries = [
+        {"mediaType": OCI_MANIFEST, "digest": store.add(data), "size": len(data)}
+        for data in manifests
+    ]
+    index = {"schemaVersion": 2, "manifests": entries}
+    (directory / "index.json").write_text(json.dumps(index))
+    return LayoutClient(directory)
+
+
+def test_the_only_image_is_found_by_any_name(tmp_path: Path) -> None:
+    descriptor, data = layout(tmp_path, MANIFEST).manifest(IMAGE)
+    assert (descriptor.media_type, descriptor.digest, data) == (
+        OCI_MANIFEST,
+        Digest.of(MANIFEST),
+        MANIFEST,
+    )
+
+
+def test_a_manifest_is_found_by_digest_also_below_an_index(tmp_path: Path) -> None:
+    client = layout(tmp_path, b'{"mediaType": "other"}')
+    digest = BlobStore(tmp_path).add(MANIFEST)
+    descriptor, data = client.manifest(IMAGE.at(digest))
+    assert (descriptor.media_type, data) == (OCI_MANIFEST, MANIFEST)
+
+
+def test_several_images_are_not_guessed_from(tmp_path: Path) -> None:
+    with pytest.raises(ImageNotFound, match="2 images"):
+        layout(tmp_path, MANIFEST, MANIFEST + b" ").manifest(IMAGE)
+
+
+def test_blobs_come_in_pieces(tmp_path: Path) -> None:
+    client = layout(tmp_path, MANIFEST)
+    with client.read_blob(IMAGE, Digest.of(MANIFEST), None) as pieces:
+        assert b"".join(pieces) == MANIFEST
+
+
+@pytest.mark.parametrize("broken", [None, b"not JSON", b'{"manifests": [{"digest": "../x"}]}'])
+def test_what_is_no_layout_is_refused(tmp_path: Path, broken: bytes | None) -> None:
+    if broken is not None:
+        (tmp_path / "index.json").write_bytes(broken)
+    with pytest.raises((ImageNotFound, VerificationFailed)):
+        LayoutClient(tmp_path).manifest(IMAGE)
+
+
+def test_a_missing_blob_is_said_to_be_missing(tmp_path: Path) -> None:
+    client = layout(tmp_path, MANIFEST)
+    with (
+        pytest.raises(ImageNotFound),
+        client.read_blob(IMAGE, Digest.of(b"other"), None) as pieces,
+    ):
+        next(pieces)

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+from builder.model import BuildPlan
+from policies.model import Isolation, Limits
+from sandbox.model import SandboxSpec
+
+
+@pytest.fixture
+def spec() -> SandboxSpec:
+    plan = BuildPlan(
+        commands=(("tar", "-x"), ("buildah", "build", "--build-arg=A=\udcff")),
+        build_command=1,
+        environment={"PATH": "/bin", "A": "b=c"},
+        files={},
+        writable=("/run", "/tmp", "/var/tmp"),
+        capabilities=("CHOWN", "SYS_ADMIN"),
+        claim="/run/claim",
+    )
+    return SandboxSpec(
+        isolation=Isolation.GVISOR,
+        limits=Limits(disk_bytes=4096),
+        plan=plan,
+        root=Path("/store/root"),
+        context=None,
+    )

@@ -1,0 +1,138 @@
+"""One row for each refusal: a sound observation with one thing changed."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from policies.model import Isolation
+from sandbox.canary import Observation, judge
+from sandbox.errors import IsolationMismatch
+from sandbox.model import Evidence, HostProcess
+
+SEEN = Observation(
+    release="4.4.0",
+    version="#1 SMP Sun Jan 10 15:06:54 PST 2016",
+    log="<6>[    0.000000] Starting gVisor...\n<6>[    0.1] Committing treasure map...",
+    is_gvisor_file="",
+    interfaces=("lo",),
+    uid=0,
+)
+SANDBOX = HostProcess(
+    role="sandbox", uid=1000, capabilities=0, initial_user_namespace=False, seccomp=2,
+    no_new_privileges=True,
+)  # fmt: skip
+GOFER = replace(SANDBOX, role="gofer")
+LAUNCHER = replace(SANDBOX, role="launcher", initial_user_namespace=True, seccomp=0)
+APPLICATION = replace(SANDBOX, role="application", seccomp=0)
+PROCESSES = (APPLICATION, GOFER, LAUNCHER, SANDBOX)
+
+
+def judged(seen: Observation = SEEN, processes: tuple[HostProcess, ...] = PROCESSES) -> Evidence:
+    return judge(
+        seen, processes, host_release="6.18.0", runtime="/bin/runsc", runtime_version="2024"
+    )
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"is_gvisor_file": "1\n"}, {"log": "Starting gVisor..."}, {"interfaces": ()}]
+)
+def test_gvisor_is_accepted_and_kept_as_evidence(changed: dict[str, Any]) -> None:
+    evidence = judged(replace(SEEN, **changed))
+    assert evidence.isolation is Isolation.GVISOR
+    assert evidence.processes == PROCESSES
+    assert (evidence.kernel_release, evidence.inside_uid) == ("4.4.0", 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"log": "<6>[    0.000000] Linux version 6.18"}, "log"),
+        ({"log": ""}, "log"),
+        ({"log": "\n" + SEEN.log}, "log"),
+        ({"log": "x " + SEEN.log}, "log"),
+        ({"log": "Starting gVisor... not"}, "log"),
+        ({"release": "6.18.0"}, "the host's"),
+        ({"is_gvisor_file": "0"}, "/proc/gvisor"),
+        ({"interfaces": ("lo", "eth0")}, "interfaces"),
+        ({"interfaces": ("eth0",)}, "interfaces"),
+    ],
+)
+def test_one_wrong_thing_inside_is_enough(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(IsolationMismatch, match=says):
+        judged(replace(SEEN, **changed))
+
+
+@pytest.mark.parametrize(
+    ("processes", "says"),
+    [
+        ((), "no sandbox process"),
+        ((GOFER, LAUNCHER), "no sandbox process"),
+        ((SANDBOX, LAUNCHER), "no gofer"),
+        ((replace(SANDBOX, uid=0), GOFER), "sandbox is host uid 0"),
+        ((SANDBOX, replace(GOFER, uid=0)), "gofer is host uid 0"),
+        ((SANDBOX, GOFER, replace(LAUNCHER, uid=0)), "launcher is host uid 0"),
+        ((replace(SANDBOX, initial_user_namespace=True), GOFER), "initial user namespace"),
+        ((SANDBOX, replace(GOFER, initial_user_namespace=True)), "initial user namespace"),
+        ((replace(SANDBOX, seccomp=0), GOFER), "sandbox runs without seccomp"),
+        ((SANDBOX, replace(GOFER, seccomp=1)), "gofer runs without seccomp"),
+        (
+            (SANDBOX, GOFER, replace(APPLICATION, initial_user_namespace=True)),
+            "application is in the initial",
+        ),
+    ],
+)
+def test_one_wrong_process_is_enough(processes: tuple[HostProcess, ...], says: str) -> None:
+    with pytest.raises(IsolationMismatch, match=says):
+        judged(processes=processes)
+
+
+@pytest.mark.parametrize("good_last", [True, False])
+def test_a_good_process_does_not_excuse_a_bad_one_of_its_role(good_last: bool) -> None:
+    pair = [replace(APPLICATION, uid=0), APPLICATION]
+    with pytest.raises(IsolationMismatch, match="application is host uid 0"):
+        judged(processes=(SANDBOX, GOFER, *(pair if good_last else pair[::-1])))
+
+
+FIELDS = {
+    "nonce": "n",
+    "release": b"4.4.0".hex(),
+    "version": b"#1".hex(),
+    "log": b"Starting gVisor...\n".hex(),
+    "gvisor": "",
+    "ids": b"7:7:7".hex(),
+    "net_dev": b"Inter-| Receive\n face |bytes\n    lo: 0 0\n  eth0: 1\n".hex(),
+}
+
+
+def line(**changed: str | None) -> bytes:
+    fields = {name: value for name, value in {**FIELDS, **changed}.items() if value is not None}
+    return b"runner-canary 1 " + " ".join(f"{n}={v}" for n, v in fields.items()).encode()
+
+
+def test_a_sound_line_is_read() -> None:
+    seen = Observation.parse(line(), "n")
+    assert (seen.release, seen.version, seen.uid) == ("4.4.0", "#1", 7)
+    assert seen.interfaces == ("lo", "eth0")
+
+
+def test_what_is_read_is_bounded() -> None:
+    many = "".join(f"e{'x' * 99}{i}: 0\n" for i in range(99)).encode().hex()
+    seen = Observation.parse(line(release="61" * 999, version="61" * 999, net_dev=many), "n")
+    assert (len(seen.release), len(seen.version), len(seen.interfaces)) == (256, 256, 64)
+    assert {len(name) for name in seen.interfaces} == {64}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{name: None} for name in FIELDS]
+    + [{"nonce": "m"}, {"ids": b"x".hex()}, {"ids": ""}, {"log": "0"}, {"log": "-"}],
+)
+def test_a_line_with_one_thing_changed_is_refused(changed: dict[str, str | None]) -> None:
+    with pytest.raises(IsolationMismatch, match="not sound"):
+        Observation.parse(line(**changed), "n")
+
+
+def test_another_kind_of_line_is_refused() -> None:
+    with pytest.raises(IsolationMismatch, match="not sound"):
+        Observation.parse(b"runner-exit 1 nonce=n", "n")
