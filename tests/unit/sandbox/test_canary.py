@@ -74,6 +74,7 @@ def test_one_wrong_thing_inside_is_enough(changed: dict[str, Any], says: str) ->
         ((SANDBOX, GOFER, replace(LAUNCHER, uid=0)), "launcher is host uid 0"),
         ((replace(SANDBOX, initial_user_namespace=True), GOFER), "initial user namespace"),
         ((SANDBOX, replace(GOFER, initial_user_namespace=True)), "initial user namespace"),
+        ((SANDBOX, GOFER, replace(LAUNCHER, capabilities=1)), "launcher has capabilities"),
         ((replace(SANDBOX, seccomp=0), GOFER), "sandbox runs without seccomp"),
         ((SANDBOX, replace(GOFER, seccomp=1)), "gofer runs without seccomp"),
         (

@@ -103,7 +103,7 @@ def fake_run(error: BaseException) -> object:
         (KeyboardInterrupt(), 8, "interrupted"),
     ],
 )
-def test_every_end_has_its_status_and_no_traceback(  # noqa: PLR0917 - fixtures
+def test_every_end_has_its_status_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

@@ -1,0 +1,61 @@
+"""What a build tells while it goes on: its events, stage by stage, and what the result repeats."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from policies.reference import Digest, ImageReference
+from runner import events, publish
+from runner.cancel import Cancellation
+from runner.events import Listener, Stage
+from runner.outcome import LogTail
+
+
+class Journal:
+    """Every callback that reports progress also asks whether the build was cancelled."""
+
+    def __init__(self, emit: Listener, cancellation: Cancellation) -> None:
+        self.emit = emit
+        self.timings: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.log_tail = LogTail()
+        self._cancellation = cancellation
+        self._verified_bytes = 0
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Times one stage. Raises Cancelled instead of starting it."""
+        self._cancellation.check()
+        self.emit(events.StageStarted(stage))
+        started = time.monotonic()
+        yield
+        seconds = round(time.monotonic() - started, 3)
+        self.timings[stage] = seconds
+        self.emit(events.StageEnded(stage, seconds))
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self.emit(events.Warned(message))
+
+    def output(self, data: bytes) -> None:
+        """Takes the build's own output."""
+        self.log_tail.add(data)
+        self.emit(events.Output(data))
+
+    def fetching(self, image: ImageReference, digest: Digest, done: int, total: int) -> None:
+        """A blob of a base image is on its way."""
+        self._cancellation.check()
+        self.emit(events.Progress(f"pull {image} {digest.hex[:12]}", done, total))
+
+    def verifying(self, read: int) -> None:
+        """So many more bytes were checked."""
+        self._cancellation.check()
+        self._verified_bytes += read
+        self.emit(events.Progress("verify", self._verified_bytes, 0))
+
+    def publishing(self, event: publish.PublishEvent) -> None:
+        """A step of publishing was done."""
+        self._cancellation.check()
+        if isinstance(event, publish.BlobProgress):
+            what = f"push {event.digest.hex[:12]}"
+            self.emit(events.Progress(what, event.sent_bytes, event.size_bytes))
