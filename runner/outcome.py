@@ -56,7 +56,7 @@ def require_success(
         Ending.LOG: LogExceeded(f"the build wrote more than {limits.log_bytes} bytes of output"),
         Ending.CANCELLED: Cancelled("the build was cancelled"),
         Ending.BROKEN: SandboxFailed(
-            f"the sandbox ended without a report{': ' + ended.detail if ended.detail else ''}",
+            "the sandbox ended without a report",
             advice="The last lines of build.log may say why; runner doctor checks the runtime.",
         ),
     }

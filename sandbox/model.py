@@ -103,7 +103,6 @@ class Outcome:
     evidence: Evidence
     usage: Usage
     enforced: Mapping[str, str]
-    detail: str = ""
 
 
 class Sandbox(Protocol):

@@ -9,7 +9,11 @@ import re
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+
+from builder.buildah import Buildah
+from runner.stores.rootfs import RootfsStore
 
 PROGRAMS = (
     "sh", "cat", "chmod", "chown", "cp", "dd", "echo", "env", "find", "grep", "head", "id", "ln",
@@ -81,3 +85,26 @@ def unpack_toolbox(root: Path) -> None:
     """The same tree as files below ``root``, an empty directory."""
     with tarfile.open(fileobj=io.BytesIO(toolbox_tar())) as archive:
         archive.extractall(root, filter="tar")
+
+
+def install_as_buildah(builders: Path, script: str, **files: str) -> None:
+    """A builder whose ``buildah`` and ``tar`` are a shell script: what a hostile image may be.
+
+    Args:
+        builders: A new store.
+        script: Told ``$0 $*``, like the programs it stands for.
+        files: In its root directory, by name.
+    """
+
+    def make(root: Path) -> str:
+        unpack_toolbox(root)
+        for name in ("buildah", "tar"):
+            (root / "usr/bin" / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+            (root / "usr/bin" / name).chmod(0o755)
+        for name, content in files.items():
+            (root / name).write_text(content, encoding="utf-8")
+        return "hostile"
+
+    builders.mkdir(parents=True)
+    recipe = replace(Buildah.recipe, needs=())
+    RootfsStore(builders).install("buildah", recipe, "test", make)
