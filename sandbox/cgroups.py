@@ -111,6 +111,15 @@ class Group:
             return int((self.directories[0] / name).read_text())
         return 0
 
+    def cpu_seconds(self) -> float | None:
+        """Processor time of everything that was ever in here, or None where nobody counted."""
+        cpu = self.directories[0 if self.version == 2 else 1]  # noqa: PLR2004
+        if (microseconds := _counter(cpu / "cpu.stat", "usage_usec")) > 0:
+            return microseconds / 1e6
+        with contextlib.suppress(OSError, ValueError):  # where cpu and cpuacct are one hierarchy
+            return int((cpu / "cpuacct.usage").read_text()) / 1e9
+        return None
+
     def processes(self) -> list[int]:
         found: set[int] = set()
         for path in self.procs:

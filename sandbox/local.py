@@ -205,22 +205,24 @@ class LocalSandbox:
 
     def _watch(self) -> None:
         """Keeps the limits that no cgroup keeps, and notes what was used."""
-        pid, limits = self._process.pid, self._spec.limits
+        limits, group = self._spec.limits, self._group
+        counted = group.cpu_seconds() is not None if group is not None else False
         peak, cpu = 0, 0.0
         while not self._over.wait(POLL_SECONDS) and self._process.poll() is None:
             if time.monotonic() - self._started > limits.wall_seconds:
                 self._end(Ending.TIME)
-            cpu = max(cpu, processes.cpu_seconds(pid))
-            if self._group is None:
-                peak = max(peak, processes.memory_bytes(pid))
+            if counted:
+                continue
+            members = processes.descendants(self._process.pid)
+            cpu = max(cpu, processes.cpu_seconds(members))
+            if group is None:
+                peak = max(peak, processes.memory_bytes(members))
                 if peak > limits.memory_bytes:
                     self._end(Ending.MEMORY)
-        if self._group is not None:
-            peak = self._group.memory_peak_bytes()
         self._usage = Usage(
             wall_seconds=round(time.monotonic() - self._started, 3),
-            cpu_seconds=round(cpu, 2),
-            memory_peak_bytes=peak,
+            cpu_seconds=round((group.cpu_seconds() if group is not None else None) or cpu, 2),
+            memory_peak_bytes=group.memory_peak_bytes() if group is not None else peak,
         )
 
     def _end(self, ending: Ending) -> None:

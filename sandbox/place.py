@@ -35,6 +35,7 @@ class LocalPlace:
     peer_uid: int
     _lock: Lock
     _uid_lock: Lock | None
+    _released: bool = False
 
     @property
     def guest(self) -> Path:
@@ -63,7 +64,10 @@ class LocalPlace:
         path.chmod(mode)
 
     def release(self) -> None:
+        if self._released:
+            return
         clean(self.directory)
+        self._released = True
         self._lock.release()
         if self._uid_lock is not None:
             self._uid_lock.release()

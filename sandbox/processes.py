@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def _link(pid: int, name: str) -> str:
         return ""
 
 
-def memory_bytes(root: int) -> int:
+def memory_bytes(members: Iterable[Process]) -> int:
     """What a sandbox without a cgroup uses: its memory files, and what its processes own.
 
     gVisor keeps all memory of the applications, and every file written in memory, in one
@@ -152,7 +152,7 @@ def memory_bytes(root: int) -> int:
     """
     files: dict[tuple[int, int], int] = {}
     anonymous = 0
-    for process in descendants(root):
+    for process in members:
         anonymous += int(process.status.get("RssAnon", "0 kB").split()[0]) << 10
         if _role(process) == "sandbox":
             files.update(_memory_files(process.pid))
@@ -170,10 +170,10 @@ def _memory_files(pid: int) -> dict[tuple[int, int], int]:
     return found
 
 
-def cpu_seconds(root: int) -> float:
-    """Processor time of ``root`` and everything below it, children that ended included."""
+def cpu_seconds(members: Iterable[Process]) -> float:
+    """Processor time of the members, their children that ended included."""
     ticks = 0
-    for process in descendants(root):
+    for process in members:
         with contextlib.suppress(OSError):
             ticks += sum(int(field) for field in _stat(process.pid)[11:15])
     return ticks / os.sysconf("SC_CLK_TCK")

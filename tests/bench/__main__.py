@@ -18,12 +18,12 @@ from pathlib import Path
 
 from builder.buildah import Buildah
 from runner.events import Stage
-from runner.settings import Settings
+from runner.settings import RegistrySettings, Settings
 from runner.stores import installs
 from runner.stores.rootfs import Installed, RootfsStore, remove_tree
 from tests.bench import bare, machine, ours, page, registry
 from tests.bench.clocked import clocks
-from tests.support.hosts import REPOSITORY, Person, plain_http, write_context
+from tests.support.hosts import REPOSITORY, Person, write_context
 
 DOCS = REPOSITORY / "docs"
 CACHE = REPOSITORY / ".cache" / "bench"
@@ -81,7 +81,11 @@ def measure(directory: Path, runs: int) -> page.Measured:
                 for build in builds:
                     build.seconds.clear()
         return page.Measured(
-            machine={**facts, "builder": f"buildah {builder.version}"},
+            machine={
+                **facts,
+                "load average at the end": machine.load(),
+                "builder": f"buildah {builder.version}",
+            },
             runs=runs,
             isolation=peer.isolation if peer else None,
             no_bare=no_bare,
@@ -217,7 +221,8 @@ class Bench:
         )
 
     def _person(self, name: str) -> Person:
-        settings = Settings(registries=plain_http(self._host))
+        here = RegistrySettings(plain_http=True, private_address=True)
+        settings = Settings(registries={self._host: here})
         # Whoever uses a command twice has its bytecode.
         person = Person.move_in(self._directory / name, settings, self._builders)
         return person.having(PYTHONDONTWRITEBYTECODE="")
@@ -235,4 +240,7 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,6 +1,7 @@
 """Where the time of a build goes inside our own process: clocks around some functions."""
 
 import functools
+import ssl
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
 from runner import pipeline, state
+from runner.registry import dial
 from runner.stores.rootfs import RootfsStore
 from sandbox import local, processes, runsc
 from sandbox.local import LocalBackend, LocalSandbox
@@ -21,6 +23,7 @@ CLOCKED: tuple[tuple[str, Any, str], ...] = (
     ("`runsc --version`, every call", runsc, "find"),
     ("builder's seal: stat of every file", RootfsStore, "verified"),
     ("context: walk, tar, hash", pipeline, "snapshot"),
+    ("certificates of the system read, every call", ssl, "create_default_context"),
     ("place of the sandbox: uid, directories, lock", LocalBackend, "reserve"),
     ("guest files and config.json", local, "_write_place"),
     ("fork and exec of the launcher", LocalSandbox, "_start"),
@@ -40,6 +43,9 @@ CLOCKED: tuple[tuple[str, Any, str], ...] = (
 def clocks() -> Iterator[Mapping[str, float]]:
     """Seconds spent in each of CLOCKED while the block runs, by name."""
     spent: dict[str, float] = defaultdict(float)
+    # A command is a process of its own and remembers nothing of the build before.
+    runsc._shown_version.cache_clear()
+    dial._trust.cache_clear()
     with ExitStack() as stack:
         for name, owner, attribute in CLOCKED:
             clocked = _clocked(getattr(owner, attribute), spent, name)

@@ -20,8 +20,13 @@ def facts() -> dict[str, str]:
         "runsc": _first_line("runsc", "--version").removeprefix("runsc version "),
         "Python": platform.python_version(),
         "run as": "root" if os.geteuid() == 0 else "an ordinary user",
-        "load average at the start": f"{os.getloadavg()[0]:.2f}",
+        "load average at the start": load(),
     }
+
+
+def load() -> str:
+    """Ours included: two cores are busy with a load of 2."""
+    return f"{os.getloadavg()[0]:.2f}"
 
 
 def _text(path: str) -> str:

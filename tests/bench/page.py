@@ -88,7 +88,7 @@ def render(found: Measured) -> str:
     """The page."""
     parts = [
         HEAD,
-        _table(("machine", ""), found.machine.items()),
+        _table(("machine", ""), {**found.machine, "runs": str(found.runs)}.items()),
         BUILDS.format(
             isolation=found.isolation,
             toolbox=found.toolbox_bytes // MIB,

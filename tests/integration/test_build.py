@@ -108,7 +108,8 @@ RUN set -e; mkdir /made; cd /made; \
     echo linked >one; ln one two; ln -s ../etc/passwd link; ln -s /nowhere dangling; \
     echo xattr >xattr; xattr xattr user.greeting hello; \
     mkfifo fifo; mknod null c 1 3; mkdir -m 1777 sticky; \
-    truncate -s 1M sparse; printf '' >empty; echo odd >"$(printf 'odd name\nwith a line')"; rm /usr/local/bin/xattr
+    truncate -s 1M sparse; : >empty; \
+    echo odd >"$(printf 'odd name\nwith a line')"; rm /usr/local/bin/xattr
 COPY --chown=sailor:crew --chmod=640 file /made/copied
 ADD file /made/added
 COPY <<first <<second /made/

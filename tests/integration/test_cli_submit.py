@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from policies.model import MIB
-from runner.settings import LocalSettings
+from runner.settings import RegistrySettings
 from runner.stores.rootfs import RootfsStore
-from tests.support.hosts import Person, Ran, plain_http, read_until, write_context
+from tests.support.hosts import Person, Ran, read_until, registry_lines, write_context
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RealRegistry
@@ -146,9 +146,8 @@ def test_without_runsc_nothing_is_read(person: Person, place: Path) -> None:
         path.chmod(0o755)
     missing = place / "a context that nobody ever looked at"
     for runsc in (Path("/nonexistent"), old, broken, other):
-        local = LocalSettings(runsc=str(runsc))
         config = place / "config.toml"
-        config.write_text(f"[local]\nrunsc = {json.dumps(local.runsc)}\n")
+        config.write_text(f'[local]\nrunsc = "{runsc}"\n')
         blind = person.having(RUNNER_CONFIG=str(config))
         ran = failed(blind, missing, status=4, code="isolation-unavailable")
         assert str(runsc) in ran.stderr
@@ -197,14 +196,9 @@ def test_registries_that_do_not_answer_or_refuse(
 ) -> None:
     dead = closed_port()
     config = place / "config.toml"
-    lines = [
-        person.config.read_text(),
-        *(
-            f'[registries."{host}"]\nplain_http = true\nprivate_address = true'
-            for host in plain_http(dead, locked_registry.host)
-        ),
-    ]
-    config.write_text("\n".join(lines))
+    here = RegistrySettings(plain_http=True, private_address=True)
+    more = [registry_lines(host, here) for host in (dead, locked_registry.host)]
+    config.write_text("\n".join([person.config.read_text(), *more]))
     caller = person.having(RUNNER_CONFIG=str(config))
     context = write_context(place / "context", SCRATCH)
     for host, code in ((dead, "registry-unreachable"), (locked_registry.host, "registry-refused")):
@@ -232,7 +226,7 @@ def test_an_address_of_this_host_that_nobody_named_is_refused(person: Person, pl
 
 HOG = "perl -e 'my @kept; push @kept, q(x) x 1_000_000 for 1..4000; sleep 600'"
 FILLER = "dd if=/dev/zero of=/big bs=1M count=400"
-FLOOD = "yes"
+FLOOD = r"perl -e 'print q(x) x 99, qq(\n) while 1'"
 FORKS = """perl -e 'while (1) { fork; }'"""
 
 
@@ -265,7 +259,7 @@ def test_a_supervisor_keeps_time_and_memory_without_cgroups(
 
 def test_a_fork_bomb_ends_by_some_limit(person: Person, place: Path, tools_base: str) -> None:
     context = write_context(place / "context", f"FROM {tools_base}\nRUN {FORKS}\n")
-    limits = {"wall_seconds": 15, "memory_bytes": 1024 * MIB, "pids": 1000}
+    limits = {"wall_seconds": 8, "memory_bytes": 1024 * MIB, "pids": 1000}
     ran = person.run("submit", context, f"--policy={policy(place, limits=limits)}")
     assert ran.status == 7, ran.stderr
     person.assert_nothing_left(10)

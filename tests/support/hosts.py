@@ -84,7 +84,7 @@ class Person:
             for path in (directory, *directory.rglob("*")):
                 os.chown(path, uid, uid, follow_symlinks=False)
         person = cls(directory, settings, uid)
-        person.configure(settings)
+        person._configure()
         return person
 
     @property
@@ -95,24 +95,16 @@ class Person:
     def config(self) -> Path:
         return self.directory / "config.toml"
 
-    def configure(self, settings: Settings) -> None:
+    def _configure(self) -> None:
         """Writes the settings that differ from the defaults."""
-        local = settings.local.model_dump(exclude_defaults=True)
+        local = self.settings.local.model_dump(exclude_defaults=True)
         lines = ["[local]", *(f"{key} = {json.dumps(value)}" for key, value in local.items())]
-        for host, registry in settings.registries.items():
-            lines.append(f"[registries.{json.dumps(host)}]")
-            values = registry.model_dump(exclude_defaults=True).items()
-            lines += [f"{key} = {json.dumps(value)}" for key, value in values]
+        lines += [registry_lines(host, each) for host, each in self.settings.registries.items()]
         self.config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def having(self, settings: Settings | None = None, **environ: str) -> "Person":
-        """The same person with other settings or a larger environment."""
-        person = replace(
-            self, settings=settings or self.settings, environ={**self.environ, **environ}
-        )
-        if settings is not None:
-            person.configure(settings)
-        return person
+    def having(self, **environ: str) -> "Person":
+        """The same person with a larger environment."""
+        return replace(self, environ={**self.environ, **environ})
 
     # -- the command line ------------------------------------------------------------------
 
@@ -212,7 +204,7 @@ class Person:
             groups = (Path(group) for group, _, _ in os.walk(MOUNT))
             found += [f"cgroup {group}" for group in groups if group.name.endswith(names)]
             found += [
-                str(path) for name in ("staged", "context.tar")
+                f"file {path}" for name in ("staged", "context.tar")
                 for path in self.home.builds.glob(f"*/{name}")
             ]  # fmt: skip
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
@@ -222,12 +214,16 @@ class Person:
     def _last_uid(self) -> int:
         return self.settings.local.first_uid + self.settings.local.uids
 
-    def assert_nothing_left(self, within_seconds: float = 2.0) -> None:
+    def assert_nothing_left(
+        self,
+        within_seconds: float = 2.0,
+        kinds: tuple[str, ...] = ("process", "directory", "cgroup", "file", "mount"),
+    ) -> None:
         """What was killed may need a moment to be gone."""
         end = time.monotonic() + within_seconds
-        while (found := self.leftovers()) and time.monotonic() < end:
+        while found := [what for what in self.leftovers() if what.startswith(kinds)]:
+            assert time.monotonic() < end, found
             time.sleep(0.05)
-        assert found == []
 
 
 def read_until(
@@ -274,6 +270,8 @@ def write_context(directory: Path, dockerfile: str, **files: str) -> Path:
     return directory
 
 
-def plain_http(*hosts: str) -> dict[str, RegistrySettings]:
-    here = RegistrySettings(plain_http=True, private_address=True)
-    return dict.fromkeys(hosts, here)
+def registry_lines(host: str, registry: RegistrySettings) -> str:
+    """As config.toml has it."""
+    values = registry.model_dump(exclude_defaults=True).items()
+    lines = [f"[registries.{json.dumps(host)}]"]
+    return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in values)])

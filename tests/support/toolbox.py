@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from builder.buildah import Buildah
@@ -42,9 +42,24 @@ def _perl_modules() -> list[Path]:
     return sorted(path for path in Path(shown).parent.rglob("*") if path.is_file())
 
 
+def _merged(name: str) -> str:
+    """``/lib/x`` is ``usr/lib/x``: the tree has one of each."""
+    return name.lstrip("/") if name.startswith("/usr/") else f"usr{name}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the tree. A directory has neither target nor content."""
+
+    name: str
+    mode: int
+    content: bytes | None = None
+    target: str = ""
+
+
 @functools.cache
-def toolbox_tar() -> bytes:
-    """The tree as a tar. Everything belongs to root."""
+def toolbox() -> tuple[Entry, ...]:
+    """The tree, parents first."""
     files = {str(path): path for path in _perl_modules()}
     for name in PROGRAMS:
         program = shutil.which(name)
@@ -52,39 +67,43 @@ def toolbox_tar() -> bytes:
         real = Path(program).resolve()
         files[f"/usr/bin/{name}"] = real
         files |= {library: Path(library).resolve() for library in _libraries(str(real))}
+    directories = ("usr", *(f"usr/{name}" for name in _MERGED), "etc", "proc", "dev", "sys")
+    return (
+        *(Entry(name, 0o755) for name in directories),
+        Entry("tmp", 0o1777),
+        *(Entry(name, 0o777, target=f"usr/{name}") for name in _MERGED),
+        *(Entry(_merged(name), 0o755, path.read_bytes()) for name, path in files.items()),
+        *(Entry(name, 0o644, data) for name, data in _FILES.items()),
+    )
+
+
+def toolbox_tar() -> bytes:
+    """The tree as a tar. Everything belongs to root."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for directory in (*(f"usr/{name}" for name in _MERGED), "etc", "proc", "dev", "sys"):
-            _add(archive, directory, tarfile.DIRTYPE, mode=0o755)
-        _add(archive, "tmp", tarfile.DIRTYPE, mode=0o1777)
-        for name in _MERGED:
-            _add(archive, name, tarfile.SYMTYPE, link=f"usr/{name}")
-        for name, path in files.items():
-            merged = re.sub(r"^/(bin|lib|lib64|sbin)/", r"/usr/\1/", name)
-            _add(archive, merged.lstrip("/"), mode=0o755, data=path.read_bytes())
-        for name, data in _FILES.items():
-            _add(archive, name, data=data)
+        for entry in toolbox():
+            info = tarfile.TarInfo(entry.name)
+            info.mode, info.linkname = entry.mode, entry.target
+            info.size = len(entry.content or b"")
+            info.type = tarfile.REGTYPE if entry.content is not None else tarfile.DIRTYPE
+            if entry.target:
+                info.type = tarfile.SYMTYPE
+            archive.addfile(info, io.BytesIO(entry.content or b""))
     return buffer.getvalue()
-
-
-def _add(
-    archive: tarfile.TarFile,
-    name: str,
-    kind: bytes = tarfile.REGTYPE,
-    *,
-    mode: int = 0o644,
-    link: str = "",
-    data: bytes = b"",
-) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.mode, entry.linkname, entry.size = kind, mode, link, len(data)
-    archive.addfile(entry, io.BytesIO(data))
 
 
 def unpack_toolbox(root: Path) -> None:
     """The same tree as files below ``root``, an empty directory."""
-    with tarfile.open(fileobj=io.BytesIO(toolbox_tar())) as archive:
-        archive.extractall(root, filter="tar")
+    for entry in toolbox():
+        path = root / entry.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if entry.target:
+            path.symlink_to(entry.target)
+        elif entry.content is None:
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_bytes(entry.content)
+            path.chmod(entry.mode)
 
 
 def install_as_buildah(builders: Path, script: str, **files: str) -> None:

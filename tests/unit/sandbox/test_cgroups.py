@@ -216,3 +216,15 @@ def test_removing_waits_for_the_last_process_but_not_for_ever(tmp_path: Path) ->
 
 def test_our_own_groups_are_read_by_controller() -> None:
     assert all(not path.startswith("/") for path in cgroups._own_groups().values())
+
+
+def test_processor_time_is_what_the_kernel_counted(v1: Path, v2: Path) -> None:
+    newer = Group(2, (v2 / "g",))
+    (v2 / "g").mkdir()
+    assert newer.cpu_seconds() is None
+    (v2 / "g/cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
+    assert newer.cpu_seconds() == 1.5
+    older = Group(1, (v1 / "m", v1 / "c", v1 / "p"))
+    (v1 / "c").mkdir()
+    (v1 / "c/cpuacct.usage").write_text("2500000000\n")
+    assert older.cpu_seconds() == 2.5
