@@ -31,6 +31,8 @@ from policies.facts import DockerfileFacts, Stage
 from policies.reference import ImageReference
 
 _STAGES = 1000
+_NAMES = 2000
+"""That ENV sets in one stage; each stage that starts from it copies them."""
 """More would make the variables that stages inherit cost more than linear time."""
 _UNKNOWN = 200
 """Sentences kept."""
@@ -188,6 +190,10 @@ class _Reader:
         base = expansion.text
         image = None
         if expansion.missing:
+            nothing = {**self._global, **dict.fromkeys(expansion.missing, "")}
+            if not expand(words[0], nothing, self._source.escape).text:
+                names = ", ".join(map(quoted, expansion.missing))
+                raise invalid(line, f"FROM names no image: no --build-arg gives {names}")
             self._note(line, "the base image", words[0], expansion.missing)
         elif base != "scratch" and base.lower() not in self._environments:
             image = self._image(base, line)
@@ -232,6 +238,8 @@ class _Reader:
         pairs = [word.partition("=")[::2] for word in words]
         # All values see what stood before this instruction.
         expansions = [expand(value, self._values, self._source.escape) for _, value in pairs]
+        if len(self._environment) + len(pairs) > _NAMES:
+            raise invalid(instruction.line, f"more than {_NAMES} names in ENV")
         for (name, _), expansion in zip(pairs, expansions, strict=True):
             for scope in (self._environment, self._values):
                 scope.pop(name, None)

@@ -3,8 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from runner.errors import Cancelled
+from runner.errors import Cancelled, RunnerError
+
+_T = TypeVar("_T")
 
 
 class Cancellation:
@@ -26,6 +29,36 @@ class Cancellation:
         """Raises Cancelled once somebody asked for it."""
         if self._event.is_set():
             raise Cancelled("the build was cancelled")
+
+    def waiting(self, work: Callable[[], _T], seconds: float, late: RunnerError) -> _T:
+        """Does ``work`` in a thread of its own, which is left alone when it takes too long.
+
+        For what waits on other people's servers, one slow byte after the other.
+
+        Raises:
+            Cancelled: Somebody asked for it meanwhile.
+            RunnerError: ``late`` after ``seconds``, or what ``work`` raised.
+        """
+        over = threading.Event()
+        results: list[_T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except BaseException as error:  # noqa: BLE001 - raised below, by whoever waits
+                errors.append(error)
+            over.set()
+
+        threading.Thread(target=run, name="waited-for", daemon=True).start()
+        with self.calling(over.set):
+            over.wait(seconds)
+        if results:
+            return results[0]
+        if errors:
+            raise errors[0]
+        self.check()
+        raise late
 
     @contextmanager
     def calling(self, callback: Callable[[], None]) -> Iterator[None]:

@@ -280,7 +280,7 @@ class TimeExceeded(LimitExceeded):
     """The build took longer than it may."""
 
     code = "time-exceeded"
-    default_advice = "--timeout asks for more, up to the policy's wall_seconds."
+    default_advice = "--timeout asks for more, up to the wall_seconds of every policy."
 
 
 class MemoryExceeded(LimitExceeded):
@@ -305,6 +305,7 @@ class DiskExceeded(LimitExceeded):
     """A file system is full, in the sandbox or on the host."""
 
     code = "disk-exceeded"
+    default_advice = "In the sandbox the policy's disk_bytes sets it; on the host, free some space."
 
 
 class QuotaExceeded(LimitExceeded):

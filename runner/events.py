@@ -9,6 +9,7 @@ from typing import Any
 
 from policies.model import Decision, plain
 from policies.reference import Digest, ImageReference
+from runner.errors import Cancelled
 from sandbox.model import Evidence
 
 
@@ -147,7 +148,10 @@ def as_line(event: Event) -> bytes:
 
 
 class Broadcast:
-    """One stream of events to several listeners, in one order, from any thread."""
+    """One stream of events to several listeners, in one order, from any thread.
+
+    Raises Cancelled where a listener's own reader is gone: nobody waits for this build.
+    """
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
@@ -156,4 +160,7 @@ class Broadcast:
     def __call__(self, event: Event) -> None:
         with self._lock:
             for listener in self._listeners:
-                listener(event)
+                try:
+                    listener(event)
+                except BrokenPipeError:
+                    raise Cancelled("whoever read the events has gone") from None

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ class Home:
         except OSError as error:
             raise StateUnusable(f"{error.filename}: {error.strerror}") from None
         if os.geteuid() == 0:
-            self._require_reachable()
+            self._require_safe()
 
     def _make(self) -> None:
         for directory in (self.data, self.state):
@@ -106,10 +107,18 @@ class Home:
         for private in (self.builds, self.base_images):
             private.chmod(0o700)
 
-    def _require_reachable(self) -> None:
+    def _require_safe(self) -> None:
         for directory in (self.data, self.state):
             for part in (directory, *directory.parents):
-                if not part.stat().st_mode & 0o001:
+                status = part.stat()
+                loose = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+                if status.st_uid != 0 or loose:
+                    raise StateUnusable(
+                        f"{part} can be changed by others, and root's runner removes and kills by "
+                        f"what it finds in {directory}",
+                        advice="Leave XDG_DATA_HOME and XDG_STATE_HOME unset for /var/lib/runner.",
+                    )
+                if not status.st_mode & 0o001:
                     raise StateUnusable(
                         f"{part} is closed to other users, and as root each sandbox has a "
                         f"uid of its own that must reach {directory}",

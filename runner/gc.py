@@ -23,6 +23,9 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     for directory in state.killed(home.builds):
         remove_tree(directory)
         yield f"build {directory.name}"
+    for directory in state.ended(home.builds):  # killed between its result and its end
+        if state.drop_large(directory):
+            yield f"remains of build {directory.name}"
     base = BlobStore(home.base_images)
     for path in base.collect():
         yield f"half a blob {path.name}"

@@ -1,12 +1,13 @@
 """What a build tells while it goes on: its events, stage by stage, and what the result repeats."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from policies.reference import Digest, ImageReference
 from runner import events, publish
 from runner.cancel import Cancellation
+from runner.errors import TimeExceeded
 from runner.events import Listener, Stage
 from runner.outcome import LogTail
 
@@ -20,7 +21,6 @@ class Journal:
         self.warnings: list[str] = []
         self.log_tail = LogTail()
         self._cancellation = cancellation
-        self._verified_bytes = 0
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
@@ -47,11 +47,24 @@ class Journal:
         self._cancellation.check()
         self.emit(events.Progress(f"pull {image} {digest.hex[:12]}", done, total))
 
-    def verifying(self, read: int) -> None:
-        """So many more bytes were checked."""
-        self._cancellation.check()
-        self._verified_bytes += read
-        self.emit(events.Progress("verify", self._verified_bytes, 0))
+    def verifying(self, within_seconds: float) -> Callable[[int], None]:
+        """What to call with each number of bytes that were checked.
+
+        It raises TimeExceeded once that took too long: the image is the build's, and may be made
+        so that checking it takes days.
+        """
+        end = time.monotonic() + within_seconds
+        done = 0
+
+        def checked(read: int) -> None:
+            nonlocal done
+            self._cancellation.check()
+            if time.monotonic() > end:
+                raise TimeExceeded(f"verifying the image took longer than {within_seconds:g} s")
+            done += read
+            self.emit(events.Progress("verify", done, 0))
+
+        return checked
 
     def publishing(self, event: publish.PublishEvent) -> None:
         """A step of publishing was done."""

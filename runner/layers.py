@@ -19,6 +19,8 @@ from runner.errors import VerificationFailed
 
 BLOCK = 512
 PAX_BYTES = 1 << 20
+PAX_RECORDS = 1024
+"""In one header. Each extended attribute is one; real files have a few."""
 """Of one PAX header, extended attributes included; Go's reader takes as much."""
 _ZERO_BLOCK = bytes(BLOCK)
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
@@ -261,6 +263,8 @@ def _pax_records(payload: bytes) -> dict[bytes, bytes]:
         end = position + int(digits)
         record = payload[position + len(digits) + 1 : end]
         key, equals, value = record.partition(b"=")
+        if len(records) == PAX_RECORDS:
+            _fail(f"a PAX header of more than {PAX_RECORDS} records", "tar-pax")
         if end > len(payload) or not equals or not value.endswith(b"\n") or key in records:
             _fail("a malformed or repeated PAX record", "tar-pax")
         if key.startswith(b"GNU.sparse."):

@@ -6,16 +6,18 @@ Read ``Build.run`` from top to bottom: each step takes what the one before made.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from builder.dockerfile import read_dockerfile
 from builder.model import Builder, BuildInput, BuildPlan
 from policies import engine
 from policies.document import Policy
 from policies.facts import BuildFacts
-from policies.model import Decision, Denial, Isolation, Trust, plain
+from policies.model import Decision, Denial, Isolation, Limits, Trust, plain
 from policies.reference import DOCKER_HUB, Digest, ImageReference
 from runner import events, outcome, publish
 from runner.cancel import Cancellation
@@ -26,8 +28,9 @@ from runner.errors import (
     InvalidReference,
     IsolationUnavailable,
     PolicyDenied,
-    RegistryError,
+    RegistryUnreachable,
     RunnerError,
+    TimeExceeded,
     UsageError,
 )
 from runner.events import Broadcast, Listener, Stage
@@ -45,6 +48,8 @@ from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed, RootfsStore
 from runner.verify import StagedImage, VerifiedImage, verify
 from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Backend, Outcome, SandboxSpec
+
+_T = TypeVar("_T")
 
 PLATFORMS = ("linux/amd64",)
 """What sandboxes here can run: the kernel inside emulates no other processor."""
@@ -114,8 +119,6 @@ class Build:
         except RunnerError as error:
             self._failed(error)
             raise
-        finally:
-            self._directory.drop_staged()
         self._directory.write("result", {"status": 0, **plain(result)})
         self._emit(events.Finished(result.digest, round(time.monotonic() - started, 3)))
         return result
@@ -123,19 +126,20 @@ class Build:
     def _build(self) -> BuildResult:
         with self._journal.stage(Stage.PREPARE):
             backend, builder, isolation = self._prepare()
-            root = RootfsStore(self._tools.home.builders).verified(builder.name)
         with self._journal.stage(Stage.CONTEXT):
             context = self._snapshot()
         with self._journal.stage(Stage.DECIDE):
             facts = self._facts(context, isolation)
             decision = self._decide(facts)
         with ExitStack() as stack:
+            root = stack.enter_context(RootfsStore(self._tools.home.builders).using(builder.name))
             place = backend.reserve(self._directory.id)
             stack.callback(place.release)
             door = Door(place.door, GATEWAY_SOCKET, place.peer_uid)
             session = stack.enter_context(self._session(door, decision, facts))
             with self._journal.stage(Stage.RESOLVE):
-                self._resolve(session, facts.dockerfile.images)
+                self._resolve(session, facts.dockerfile.images, decision.limits)
+                self._ask_destinations()
             with self._journal.stage(Stage.LAUNCH):
                 spec = SandboxSpec(
                     isolation=decision.isolation,
@@ -269,12 +273,26 @@ class Build:
             local_images=self._request.local_images,
         )
 
-    def _resolve(self, session: Session, images: Sequence[ImageReference]) -> None:
+    def _resolve(self, session: Session, images: Sequence[ImageReference], limits: Limits) -> None:
         """Every base image that the Dockerfile names: resolved, authorised, pinned."""
+        end = time.monotonic() + limits.wall_seconds
         for image in images:
-            self._cancellation.check()
-            descriptor, _ = session.upstream.resolve(_with_tag(image))
+            late = TimeExceeded(f"{image} was not resolved in {limits.wall_seconds} s")
+            descriptor, _ = self._cancellation.waiting(
+                partial(session.upstream.resolve, _with_tag(image)), end - time.monotonic(), late
+            )
             self._emit(events.Resolved(image, descriptor.digest))
+
+    def _ask_destinations(self) -> None:
+        """A destination that nobody can push to is better known before the build than after."""
+        with RegistryClient(self._tools.settings, self._tools.credentials) as client:
+            for destination in self._request.destinations:
+                self._patiently(destination, partial(client.may_push, destination))
+
+    def _patiently(self, destination: ImageReference, work: Callable[[], _T]) -> _T:
+        seconds = self._tools.settings.http.publish_seconds
+        late = RegistryUnreachable(f"{destination.host} took longer than {seconds:g} s")
+        return self._cancellation.waiting(work, seconds, late)
 
     def _plan(
         self, builder: Builder, context: BuildContext, facts: BuildFacts, session: Session
@@ -304,7 +322,7 @@ class Build:
             limits=decision.limits,
             platform=self._request.platform,
             claimed=_claimed(ended.claim),
-            progress=self._journal.verifying,
+            progress=self._journal.verifying(decision.limits.wall_seconds),
         )
         layers = len(verified.blobs_needed) - len(verified.documents)
         self._emit(events.Verified(verified.root.digest, _size(verified), layers))
@@ -321,20 +339,25 @@ class Build:
             self._keep(image)
         with RegistryClient(self._tools.settings, self._tools.credentials) as client:
             for destination in request.destinations:
-                try:
-                    done = publish.publish(
-                        image, destination, client, report=self._journal.publishing
-                    )
-                except RegistryError as error:
-                    self._keep(image)
-                    error.advice += (
-                        " The verified image is kept: "
-                        f"skopeo copy oci:{self._directory.image} docker://{destination}"
-                    )
-                    raise
+                done = self._publish_to(image, destination, client)
                 published.append(str(done.destination))
                 self._emit(events.Published(done.destination, done.digest))
         return tuple(published)
+
+    def _publish_to(
+        self, image: VerifiedImage, destination: ImageReference, client: RegistryClient
+    ) -> publish.PublishedImage:
+        work = partial(publish.publish, image, destination, client, report=self._journal.publishing)
+        try:
+            return self._patiently(destination, work)
+        except RunnerError as error:
+            if not isinstance(error, Cancelled):
+                self._keep(image)
+                error.advice += (
+                    " The verified image is kept: "
+                    f"skopeo copy oci:{self._directory.image} docker://{destination}"
+                )
+            raise
 
     def _keep(self, image: VerifiedImage) -> None:
         if not self._directory.image.exists():
@@ -382,8 +405,9 @@ class Build:
             "warnings": self._journal.warnings,
         }
         self._directory.write("result", document)
-        log = str(self._directory.log) if not isinstance(error, Cancelled) else ""
-        self._emit(events.Failed(error.code, error.message, error.advice, log))
+        log = str(self._directory.log) if self._directory.log.stat().st_size else ""
+        with suppress(Cancelled):  # whoever read the events may be gone
+            self._emit(events.Failed(error.code, error.message, error.advice, log))
 
 
 _PREDEFINED_ARGS = frozenset(

@@ -30,6 +30,8 @@ class RegistrySettings(Frozen):
     """Its address may be private, loopback or link-local."""
     mirrors: tuple[str, ...] = ()
     """``HOST[:PORT][/PREFIX]`` to ask first, in order; each has settings of its own."""
+    redirect_hosts: tuple[str, ...] = ()
+    """``HOST[:PORT]`` of its storage, where their own entries count when it redirects there."""
     token_hosts: tuple[str, ...] = ()
     """Hosts besides the registry's own domain that its token realm may name."""
 
@@ -56,6 +58,8 @@ class HttpLimits(Frozen):
     connect_seconds: float = 10.0
     read_seconds: float = 60.0
     attempts: int = 4
+    publish_seconds: float = 3600.0
+    """For one destination, from its first request to its last."""
 
 
 class Settings(Frozen):

@@ -23,6 +23,8 @@ from runner.files import disk_full_is_a_limit, write_whole
 from runner.stores.rootfs import remove_tree
 from sandbox.locks import abandoned, make_locked
 
+_LARGE = ("context.tar", "staged")
+
 
 def new_id() -> str:
     """Sorts by time; unique without asking anybody."""
@@ -76,15 +78,24 @@ class BuildDirectory:
         data = json.dumps(plain(value), indent=1, ensure_ascii=True).encode() + b"\n"
         write_whole(self.path / f"{name}.json", data, 0o600)
 
-    def drop_staged(self) -> None:
-        """The image is elsewhere now, or was refused."""
-        remove_tree(self.staged)
-
     def close(self) -> None:
-        self.context.unlink(missing_ok=True)
+        drop_large(self.path)
         self._events.close()
         self._log.close()
         self._lock.release()
+
+
+def drop_large(directory: Path) -> bool:
+    """Removes what only a running build needs; whether there was anything."""
+    large = [path for name in _LARGE if (path := directory / name).exists()]
+    for path in large:
+        remove_tree(path)
+    return bool(large)
+
+
+def ended(builds: Path) -> Iterator[Path]:
+    """Directories of builds that ended with a result."""
+    return (directory for directory in abandoned(builds) if (directory / "result.json").exists())
 
 
 def any_running(builds: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Self
 from policies.model import Isolation
 from sandbox.errors import IsolationMismatch
 from sandbox.model import Evidence, HostProcess
+from sandbox.processes import UNREADABLE
 from sandbox.report import ReportInvalid, text, words
 
 _GVISOR_LOG = "Starting gVisor..."
@@ -117,6 +118,8 @@ def judge(
 
 def _faults(process: HostProcess) -> Iterator[str]:
     """What no process of a sandbox may be, each judged for itself."""
+    if process.role == UNREADABLE:
+        yield "process cannot be looked at"
     if process.uid == 0:
         yield "is host uid 0"
     if process.initial_user_namespace and process.role != "launcher":

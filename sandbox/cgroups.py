@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from policies.model import Limits
+from sandbox.processes import Process, read
 
 MOUNT = Path("/sys/fs/cgroup")
 _V1_CONTROLLERS = ("memory", "cpu", "pids")
@@ -70,11 +71,12 @@ class Group:
         return group
 
     @classmethod
-    def recorded(cls, announced: str) -> Self:
+    def recorded(cls, announced: str, mount: Path = MOUNT) -> Self:
         """The group that was announced, whatever is left of it. For ``gc``."""
         version, *directories = json.loads(announced)
-        found = map(Path, directories)
-        return cls(version, tuple(path for path in found if path.name.startswith(_PREFIX)))
+        found = (Path(os.path.normpath(directory)) for directory in directories)
+        ours = (p for p in found if p.name.startswith(_PREFIX) and p.is_relative_to(mount))
+        return cls(int(version), tuple(ours))
 
     def _limit(self, limits: Limits) -> None:
         quota = limits.cpu_millis * _PERIOD_MICROSECONDS // 1000
@@ -120,12 +122,13 @@ class Group:
             return int((cpu / "cpuacct.usage").read_text()) / 1e9
         return None
 
-    def processes(self) -> list[int]:
+    def members(self) -> list[Process]:
+        """Every process that is in here now."""
         found: set[int] = set()
         for path in self.procs:
             with contextlib.suppress(OSError, ValueError):
                 found.update(int(line) for line in Path(path).read_text().split())
-        return sorted(found)
+        return [process for pid in sorted(found) if (process := read(pid)) is not None]
 
     def remove(self, within_seconds: float = 5.0) -> None:
         """Removes the group; its processes must be gone or going."""

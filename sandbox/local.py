@@ -204,7 +204,14 @@ class LocalSandbox:
                 self._report = None
 
     def _watch(self) -> None:
-        """Keeps the limits that no cgroup keeps, and notes what was used."""
+        try:
+            self._keep_limits()
+        except Exception as error:  # noqa: BLE001 - nothing would keep the limits any more
+            self._error = error
+            self._end(Ending.CANCELLED)
+
+    def _keep_limits(self) -> None:
+        """Those that no cgroup keeps; and notes what was used."""
         limits, group = self._spec.limits, self._group
         counted = group.cpu_seconds() is not None if group is not None else False
         peak, cpu = 0, 0.0
@@ -232,9 +239,10 @@ class LocalSandbox:
 
     def _kill(self) -> None:
         """Ends every process of the sandbox, whatever state it is in."""
-        below = {(p.pid, p.started) for p in processes.descendants(self._process.pid)}
-        grouped = set(self._group.processes()) if self._group is not None else set()
-        processes.kill_all(lambda p: (p.pid, p.started) in below or p.pid in grouped)
+        members = processes.descendants(self._process.pid)
+        members += self._group.members() if self._group is not None else []
+        known = {(member.pid, member.started) for member in members}
+        processes.kill_all(lambda p: (p.pid, p.started) in known)
 
     # -- the end -------------------------------------------------------------------------
 

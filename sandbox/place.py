@@ -61,7 +61,9 @@ class LocalPlace:
         """Lets the sandbox's uid read ``path``, and nobody else but its owner."""
         if self._uid_lock is not None:
             os.chown(path, -1, self.peer_uid, follow_symlinks=False)
-        path.chmod(mode)
+            path.chmod(mode)
+        else:
+            path.chmod(mode & 0o700)  # the group is the user's, with others in it
 
     def release(self) -> None:
         if self._released:
@@ -129,20 +131,30 @@ def clean(directory: Path) -> None:
         SandboxFailed: Something of it could not be removed.
     """
     group = _recorded_group(directory)
-    members = set(group.processes()) if group is not None else set()
     root_option = f"--root={directory / 'runsc'}"
+    owner = _owner(directory / "runsc")
 
     def belongs(process: processes.Process) -> bool:
-        return root_option in process.argv or process.pid in members
+        # Anybody can write this option on a command line, but only as who they are.
+        return process.uid == owner and root_option in process.argv
 
     # Stubs of the Sentry have no command line: they are found below the process that traces them.
     roots = [process.pid for process in processes.alive() if belongs(process)]
-    below = {(child.pid, child.started) for root in roots for child in processes.descendants(root)}
-    if not processes.kill_all(lambda p: belongs(p) or (p.pid, p.started) in below):
+    members = [child for root in roots for child in processes.descendants(root)]
+    members += group.members() if group is not None else []
+    known = {(member.pid, member.started) for member in members}
+    if not processes.kill_all(lambda p: belongs(p) or (p.pid, p.started) in known):
         raise SandboxFailed(f"processes of {directory.name} do not end")
     if group is not None:
         group.remove()
     shutil.rmtree(directory, ignore_errors=False, onerror=_ignore_missing)
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.lstat().st_uid
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _recorded_group(directory: Path) -> Group | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from sandbox.model import HostProcess
 
 PROC = Path("/proc")
+UNREADABLE = "unreadable"
+"""Role of a process that the host does not let us look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +115,21 @@ def host_view(root: int, executable: Path) -> list[HostProcess]:
     for process in descendants(root):
         try:
             file = (PROC / str(process.pid) / "exe").stat()
-        except OSError:
+        except PermissionError:
+            role = UNREADABLE
+        except OSError:  # gone meanwhile
             continue
-        if not os.path.samestat(file, wanted):
-            continue
+        else:
+            if not os.path.samestat(file, wanted):
+                continue
+            role = _role(process)
         view.append(
             HostProcess(
-                role=_role(process),
+                role=role,
                 uid=process.uid,
                 capabilities=int(process.status.get("CapEff", "0"), 16),
-                initial_user_namespace=_link(process.pid, "ns/user") == own_namespace,
+                # What cannot be read counts as the worst.
+                initial_user_namespace=_link(process.pid, "ns/user") in {own_namespace, ""},
                 seccomp=int(process.status.get("Seccomp", "0")),
                 no_new_privileges=process.status.get("NoNewPrivs") == "1",
             )

@@ -67,8 +67,9 @@ def parse_exit(line: bytes, nonce: str) -> ExitReport:
 class OutputSplitter:
     """Separates the build's output from the exit report, the last line of the stream.
 
-    A build can write such a line too; only the one at the very end counts, and the first
-    process writes it after everything else was killed.
+    A build can write such a line too; only the one at the very end counts. The first process alone
+    has the way to the host, and writes it after everything else was killed. Still a claim: root in
+    the sandbox may take the first process over, and gains an image that is verified as any other.
     """
 
     def __init__(self) -> None:

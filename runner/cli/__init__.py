@@ -23,6 +23,7 @@ BUG = 70
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit status. Prints no traceback."""
+    _fill_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="runner",
@@ -45,6 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return USAGE
     return _guarded(parsed)
+
+
+def _fill_standard_streams() -> None:
+    """A stream that the caller closed must not become a file or socket that we open."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _guarded(parsed: argparse.Namespace) -> int:

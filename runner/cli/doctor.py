@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from policies.model import GIB
 from runner import settings
-from runner.cli.tools import BUILDERS, OPERATOR_POLICY, backend, policies
+from runner.cli.tools import BUILDERS, OPERATOR_POLICY, backend, operator_policy, policies
 from runner.errors import CheckFailed, RunnerError
 from runner.files import Home
 from runner.stores.rootfs import RootfsStore
@@ -43,7 +43,7 @@ def _rows() -> Iterator[Row]:
     try:
         loaded = settings.load()
         used = ", ".join(policy.document.name for policy in policies([]))
-        source = str(OPERATOR_POLICY) if OPERATOR_POLICY.exists() else "shipped"
+        source = str(OPERATOR_POLICY) if operator_policy() else "shipped"
         yield Row(name="policy", verdict=Verdict.OK, detail=f"{used} ({source})")
     except RunnerError as error:
         yield _failed("configuration", error)

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import re
 import signal
 import threading
@@ -71,15 +72,20 @@ def run(parsed: argparse.Namespace) -> int:
             result = submit(request, tools, seen, cancellation)
     finally:
         seen.close()
-    if parsed.digest_file is not None:
-        _write_digest(parsed.digest_file, result)
     if not parsed.json:
         _answer(result)
+    if parsed.digest_file is not None:
+        _write_digest(parsed.digest_file, result)
     return 0
 
 
 def _request(parsed: argparse.Namespace) -> BuildRequest:
     target = parsed.target
+    if parsed.digest_file is not None and not os.access(parsed.digest_file.parent, os.W_OK):
+        raise OutputInvalid(
+            f"{parsed.digest_file.parent} is no directory that can be written",
+            advice="--digest-file names a file in a directory that exists.",
+        )
     if target is not None and not _TARGET.fullmatch(target):
         raise UsageError(f"not a stage's name: {target[:200]!a}")
     return BuildRequest(
@@ -146,4 +152,12 @@ def _answer(result: BuildResult) -> None:
     lines = [f"{name}@{result.digest}" for name in names] or [str(result.digest)]
     if result.stored is not None:
         view.say("kept", f"{result.stored} (an OCI layout)")
-    print("\n".join(lines))  # noqa: T201 - the answer
+    try:
+        print("\n".join(lines), flush=True)  # noqa: T201 - the answer
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputInvalid(
+            f"the digest could not be written to stdout: {error.strerror}",
+            advice=f"The build is done: {result.digest}, as result.json says.",
+        ) from None

@@ -6,6 +6,7 @@ from builder.buildah import Buildah
 from builder.model import Builder
 from policies import document
 from policies.document import Policy
+from policies.errors import PolicyInvalid
 from runner import settings
 from runner.files import Home
 from runner.pipeline import Tools
@@ -24,13 +25,27 @@ def backend(home: Home, loaded: settings.Settings) -> LocalBackend:
     return LocalBackend(home.sandboxes, runsc_name=local.runsc, uids=uids)
 
 
+def operator_policy() -> bool:
+    """Whether the operator wrote a policy; a link that leads nowhere is one that cannot be read.
+
+    Raises:
+        PolicyInvalid: Nobody can tell.
+    """
+    try:
+        OPERATOR_POLICY.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise PolicyInvalid(f"{OPERATOR_POLICY}: {error.strerror}") from None
+    return True
+
+
 def policies(given: list[Path]) -> list[Policy]:
     """The operator's policy, or the shipped default where there is none; then what was given.
 
     The decision is the stricter of all, so what was given can only tighten.
     """
-    base = OPERATOR_POLICY.exists()
-    first = document.read(OPERATOR_POLICY) if base else document.shipped("default")
+    first = document.read(OPERATOR_POLICY) if operator_policy() else document.shipped("default")
     return [first, *map(document.read, given)]
 
 

@@ -105,7 +105,10 @@ class TextView:
                     f"{', '.join(map(str, uids))}; interfaces {', '.join(evidence.interfaces)}",
                 )
             case events.Verified(digest, size, layers):
-                self._say("verified", f"{digest}, {layers} layers, {_bytes(size)}")
+                self._say(
+                    "verified",
+                    f"{digest}, {layers} {'layer' if layers == 1 else 'layers'}, {_bytes(size)}",
+                )
             case events.Published(destination, digest):
                 self._say("published", f"{destination} is {digest}")
             case events.Warned(message):

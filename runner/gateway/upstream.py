@@ -167,6 +167,8 @@ class Upstream:
                 if self._closed:
                     raise RegistryUnreachable(f"{image}: the session ended while it was pulled")
                 writer.write(piece)
+                if writer.size > size:
+                    raise RegistryProtocol(f"{image.host} gave more bytes than {digest} has")
                 self._fetching(image, digest, writer.size, size)
             if writer.digest != digest:
                 raise RegistryProtocol(f"{image.host} gave other bytes than {digest}")

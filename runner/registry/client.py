@@ -120,6 +120,17 @@ class RegistryClient:
 
     # Pushing
 
+    def may_push(self, reference: ImageReference) -> None:
+        """Asks for what a push will need: an address, an answer, a login. Nothing is changed."""
+        site = self._origin(reference)
+
+        def attempt() -> None:
+            url = f"{site.base}/blobs/{Digest.of(b'')}"
+            with self._exchange.ask(site, _PUSH, "HEAD", url) as response:
+                self._exchange.expect(response, site, 200, 404)
+
+        self._exchange.retried(attempt)
+
     def push_blob(
         self,
         reference: ImageReference,

@@ -249,7 +249,9 @@ class Session(requests.Session):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
+        self._settings = settings
         self._limits = settings.http
+        self._elsewhere: Session | None = None
         self.trust_env = False
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # Digests are of the bytes as stored; a coding would also allow decompression bombs.
@@ -281,9 +283,9 @@ class Session(requests.Session):
             RegistryProtocol: Too many redirects, or one that leads to no usable URL.
             requests.RequestException: No answer.
         """
-        first = origin(url)
+        first = url
         for _ in range(self._limits.redirects + 1):
-            response = self.request(method, url, headers=headers)
+            response = self.towards(url, first).request(method, url, headers=headers)
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or location is None:
                 return response
@@ -292,7 +294,30 @@ class Session(requests.Session):
             if origin(target) != origin(url):
                 headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
             url = target
-        raise RegistryProtocol(f"{first[1]} redirects more than {self._limits.redirects} times")
+        shown_host = origin(first)[1]
+        raise RegistryProtocol(f"{shown_host} redirects more than {self._limits.redirects} times")
+
+    def towards(self, url: str, asked: str) -> "Session":
+        """The session for ``url`` where the server at ``asked`` sent us there.
+
+        What is configured for a registry counts when somebody asks for that registry. Otherwise
+        any registry could send us to all that are private, past what policy allows.
+        """
+        if origin(url) == origin(asked):
+            return self
+        scheme, host, port = origin(url)
+        at = settings_at(self._settings, *origin(asked))
+        listed = {host, f"{host}:{port}"} if port == _PORTS[scheme] else {f"{host}:{port}"}
+        if listed & set(at.redirect_hosts):
+            return self
+        if self._elsewhere is None:
+            self._elsewhere = Session(self._settings.model_copy(update={"registries": {}}))
+        return self._elsewhere
+
+    def close(self) -> None:
+        super().close()
+        if self._elsewhere is not None:
+            self._elsewhere.close()
 
 
 def session(settings: Settings) -> Session:

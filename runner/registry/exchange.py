@@ -1,6 +1,7 @@
 """One request to a registry: logged in, retried where that is harmless, its failures named."""
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,20 +139,22 @@ class Exchange:
         """
         ours = dial.origin(url) == dial.origin(site.base)
         known = self._tokens.known(site, actions) if ours else None
-        response = self._send(method, url, headers, known.reveal() if known else None, body)
+        authorization = known.reveal() if known else None
+        response = self._send(site, method, url, headers, authorization, body)
         asked = response.status_code == requests.codes.unauthorized
         if asked and ours and dial.origin(response.url) == dial.origin(url):
             challenge = response.headers.get("WWW-Authenticate", "")
             with failures(site.host):
                 dial.release(response)
                 fresh = self._tokens.answer(site, actions, challenge)
-            response = self._send(method, url, headers, fresh.reveal(), body)
+            response = self._send(site, method, url, headers, fresh.reveal(), body)
         if response.status_code in _AGAIN:
             raise Transient(RegistryUnreachable(self.words(response, site)), _retry_after(response))
         return response
 
-    def _send(
+    def _send(  # noqa: PLR0917 - one call, spelled out
         self,
+        site: Site,
         method: str,
         url: str,
         headers: Mapping[str, str] | None,
@@ -166,7 +169,8 @@ class Exchange:
                 upload = body() if body else b""
                 # requests sends an empty stream in chunks, which registries dislike.
                 data = upload if len(upload) else b""
-                response = self._session.request(method, url, headers=sent, data=data)
+                session = self._session.towards(url, site.base)
+                response = session.request(method, url, headers=sent, data=data)
         # Without the query: upload locations carry their state, some their secrets, in it.
         place = url.partition("?")[0]
         diagnostics.debug("registry", method=method, url=place, status=response.status_code)
@@ -231,7 +235,8 @@ def _reason(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             return type(error).__name__
         error = inner
-    return dial.shown(str(error))
+    # urllib3 puts the object's repr before a colon: class, host and port that nobody asked for.
+    return dial.shown(re.sub(r"^\w*Connection\([^)]*\): ", "", str(error)))
 
 
 def _retry_after(response: requests.Response) -> float | None:

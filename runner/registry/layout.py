@@ -4,9 +4,12 @@ For sites without a way out: a layout stands in for one repository of one sessio
 as hostile as a registry's, and are checked in the same places.
 """
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from policies.reference import Digest, ImageReference
 from runner.errors import ImageNotFound
@@ -41,11 +44,8 @@ class LayoutClient:
     ) -> Iterator[Iterator[bytes]]:
         """The bytes of a blob in pieces. The caller hashes them."""
         del reference, size
-        try:
-            with (self._directory / self._blob(digest)).open("rb") as stream:
-                yield iter(lambda: stream.read(CHUNK_BYTES), b"")
-        except OSError as error:
-            raise self._missing(error) from None
+        with self._open(self._blob(digest)) as stream:
+            yield iter(lambda: stream.read(CHUNK_BYTES), b"")
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -55,13 +55,20 @@ class LayoutClient:
         return f"blobs/{digest.algorithm}/{digest.hex}"
 
     def _small(self, name: str) -> bytes:
-        try:
-            with (self._directory / name).open("rb") as stream:
-                return stream.read(MANIFEST_BYTES + 1)
-        except OSError as error:
-            raise self._missing(error) from None
+        with self._open(name) as stream:
+            return stream.read(MANIFEST_BYTES + 1)
 
-    def _missing(self, error: OSError) -> ImageNotFound:
-        return ImageNotFound(
-            f"{error.filename}: {error.strerror}", advice="Name a directory with an OCI layout."
-        )
+    def _open(self, name: str) -> BinaryIO:
+        """A regular file of the layout, never what a link in its place points to."""
+        path = self._directory / name
+        try:
+            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+        except OSError as error:
+            raise self._missing(f"{path}: {error.strerror}") from None
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise self._missing(f"{path} is no file")
+        return file
+
+    def _missing(self, message: str) -> ImageNotFound:
+        return ImageNotFound(message, advice="Name a directory with an OCI layout.")

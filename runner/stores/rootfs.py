@@ -11,6 +11,8 @@ Verifying hashes every file. Before each build the seal is compared first: a fil
 size, times and mode are as sealed was not written since, because no user can set its change time.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -102,6 +104,15 @@ class RootfsStore:
         write_whole(seal, _seal(installed.root).encode())
         return installed
 
+    @contextlib.contextmanager
+    def using(self, name: str) -> Iterator[Installed]:
+        """``verified``, and nobody removes the tree while the block runs."""
+        installed = self.verified(name)
+        with _held(installed.root.parent, fcntl.LOCK_SH) as held:
+            if not held or self.verified(name) != installed:
+                raise BuilderCorrupt(f"the root filesystem of {name} was replaced just now")
+            yield installed
+
     def install(
         self,
         name: str,
@@ -135,9 +146,9 @@ class RootfsStore:
             digest = tree_digest(root)
             entries, size = _measure(root)
             target = home / digest.hex
-            if target.exists():
-                remove_tree(target)
-            arriving.rename(target)
+            if not target.exists() or tree_digest(target / "root") != digest:
+                _discard(target)
+                arriving.rename(target)
         finally:
             remove_tree(arriving)
             lock.release()
@@ -157,11 +168,22 @@ class RootfsStore:
         return installed
 
     def remove(self, name: str) -> None:
-        """Removes the builder. Raises BuilderNotInstalled where there is nothing."""
+        """Removes the builder.
+
+        Raises:
+            BuilderNotInstalled: There is nothing.
+            BuilderInstallFailed: A running build uses it.
+        """
         home = self._directory / name
         if not home.is_dir():
             raise BuilderNotInstalled(f"the root filesystem of {name} is not installed")
-        remove_tree(home)
+        lock = self._lock(home)
+        try:
+            for tree in [path for path in home.iterdir() if path.is_dir()]:
+                _discard(tree)
+            remove_tree(home)
+        finally:
+            lock.release()
 
     def _lock(self, home: Path) -> Lock:
         try:
@@ -182,11 +204,43 @@ class RootfsStore:
             except BuilderInstallFailed:
                 continue
             for entry in [path for path in home.iterdir() if path.is_dir()]:
-                if entry.name not in keep:
-                    remove_tree(entry)
-                    removed.append(entry)
+                with contextlib.suppress(BuilderInstallFailed):
+                    if entry.name not in keep:
+                        _discard(entry)
+                        removed.append(entry)
             lock.release()
         return removed
+
+
+@contextlib.contextmanager
+def _held(tree: Path, how: int) -> Iterator[bool]:
+    """Whether the lock on ``tree`` could be had; it is held while the block runs."""
+    try:
+        fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield how == fcntl.LOCK_EX
+        return
+    try:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def _discard(tree: Path) -> None:
+    """Removes a tree that no build uses. Raises BuilderInstallFailed where one does."""
+    with _held(tree, fcntl.LOCK_EX) as free:
+        if not free:
+            raise BuilderInstallFailed(
+                f"{tree} is used by a running build", advice="Wait for it to end."
+            )
+        if tree.exists():
+            going = tree.rename(tree.with_name(f"arriving-{secrets.token_hex(8)}"))
+            remove_tree(going)
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:

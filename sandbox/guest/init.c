@@ -7,8 +7,10 @@
  *   2. canary: write what this kernel shows of itself as one line to stdout
  *   3. wait for "release NONCE" on stdin; anything else, or its end, is the end
  *   4. forward 127.0.0.1:PORT to the gateway's Unix socket
- *   5. run the commands one after the other; the first that fails is the last
- *   6. kill what is left and write one line with the exit status and the claim
+ *   5. run the commands one after the other; the first that fails is the last.
+ *      They write to a pipe of ours: nobody else has the way to the host
+ *   6. kill what is left, wait until it is gone, and write one line with the
+ *      exit status and the claim
  *
  * When stdin ends, whoever started the sandbox is gone: so are we.
  *
@@ -20,6 +22,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -137,16 +140,25 @@ static void add_file(const char *name, const char *path, size_t most)
     add_hex(name, buffer, n > 0 ? (size_t)n : 0);
 }
 
+/* The host's pipe may be full, and gVisor says so even to who would wait. */
+static void to_host(const char *bytes, size_t length)
+{
+    struct pollfd host = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    while (length > 0) {
+        ssize_t n = write(STDOUT_FILENO, bytes, length);
+        if (n < 0 && errno == EAGAIN)
+            poll(&host, 1, 1000);
+        else if (n < 0 && errno != EINTR)
+            _exit(FAILED);
+        bytes += n > 0 ? n : 0;
+        length -= n > 0 ? (size_t)n : 0;
+    }
+}
+
 static void send_line(void)
 {
-    size_t sent = 0;
     add("\n");
-    while (sent < line_length) {
-        ssize_t n = write(STDOUT_FILENO, line + sent, line_length - sent);
-        if (n < 0 && errno != EINTR)
-            _exit(FAILED);
-        sent += n > 0 ? (size_t)n : 0;
-    }
+    to_host(line, line_length);
     line_length = 0;
 }
 
@@ -337,6 +349,18 @@ static void open_door(long port)
 
 /* ---- commands ------------------------------------------------------------ */
 
+static int output[2]; /* what we read of the commands, and where they write it */
+
+static void *drain_output(void *unused)
+{
+    static char buffer[64 << 10];
+    ssize_t n;
+    (void)unused;
+    while ((n = read(output[0], buffer, sizeof buffer)) > 0 || (n < 0 && errno == EINTR))
+        to_host(buffer, n > 0 ? (size_t)n : 0);
+    return NULL;
+}
+
 /* Runs argv and returns its exit status, 128 + N where a signal ended it. */
 static int run(char **argv)
 {
@@ -346,7 +370,8 @@ static int run(char **argv)
         die("fork");
     if (pid == 0) {
         int null = open("/dev/null", O_RDONLY);
-        if (null < 0 || dup2(null, STDIN_FILENO) < 0)
+        if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(output[1], STDOUT_FILENO) < 0 ||
+            dup2(output[1], STDERR_FILENO) < 0)
             _exit(FAILED);
         setsid();
         execvp(argv[0], argv);
@@ -358,6 +383,16 @@ static int run(char **argv)
         if (ended < 0 && errno != EINTR)
             die("wait");
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* Kills everything but us, also what is started meanwhile, and reaps it. */
+static void kill_the_rest(void)
+{
+    while (kill(-1, SIGKILL) == 0) {
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            ;
+        usleep(1000);
+    }
 }
 
 int main(int argc, char **argv)
@@ -395,10 +430,15 @@ int main(int argc, char **argv)
     await_release(nonce);
     if (port != 0)
         open_door(port);
+    pthread_t drain;
+    if (pipe2(output, O_CLOEXEC) != 0 || pthread_create(&drain, NULL, drain_output, NULL) != 0)
+        die("output");
     for (index = 0; index < count && status == 0; index++)
         status = run(commands[index]);
 
-    kill(-1, SIGKILL);
+    kill_the_rest();
+    close(output[1]);
+    pthread_join(drain, NULL);
     /* A line of its own, whatever the last command left unfinished. */
     add("\nrunner-exit 1 nonce=%s command=%ld status=%d", nonce, index - 1, status);
     add_file("claim", claim_path, CLAIM_BYTES);

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -103,6 +103,13 @@ def locked_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRe
     extra = f"auth: {{htpasswd: {{realm: tests, path: {htpasswd}}}}}\n"
     with running_registry(directory, extra) as running:
         yield running
+
+
+@pytest.fixture
+def mortal_registry(tmp_path: Path) -> Iterator[tuple[RealRegistry, Callable[[], None]]]:
+    """An open registry of one test, and what ends it."""
+    with ExitStack() as stack:
+        yield stack.enter_context(running_registry(tmp_path)), stack.close
 
 
 @pytest.fixture
@@ -219,20 +226,24 @@ def settings(registry: RealRegistry) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def person(playground: Path, builders: Path, settings: Settings) -> Person:
+def person(playground: Path, builders: Path, settings: Settings) -> Iterator[Person]:
     """Whoever runs the tests, with directories of their own."""
-    return Person.move_in(playground / "me", settings, builders)
+    person = Person.move_in(playground / "me", settings, builders)
+    yield person
+    person.move_out()
 
 
 @pytest.fixture(scope="session")
-def stranger(playground: Path, builders: Path, settings: Settings) -> Person:
+def stranger(playground: Path, builders: Path, settings: Settings) -> Iterator[Person]:
     """An ordinary user, where the tests may become one."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user; the other tests run as an ordinary one")
     for path in (REPOSITORY, Path(sys.prefix), Path(sys.executable).resolve()):
         if not reachable(path):
             pytest.skip(f"{path} is closed to other users: check out where they may read")
-    return Person.move_in(playground / "stranger", settings, builders, STRANGER)
+    stranger = Person.move_in(playground / "stranger", settings, builders, STRANGER)
+    yield stranger
+    stranger.move_out()
 
 
 @pytest.fixture

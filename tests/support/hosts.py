@@ -25,6 +25,8 @@ from runner.request import BuildRequest, BuildResult
 from runner.settings import RegistrySettings, Settings
 from sandbox import processes
 from sandbox.cgroups import MOUNT
+from sandbox.locks import abandoned
+from sandbox.place import clean
 
 REPOSITORY = Path(__file__).parent.parent.parent
 STRANGER = 1_899_999_999
@@ -213,6 +215,11 @@ class Person:
     @property
     def _last_uid(self) -> int:
         return self.settings.local.first_uid + self.settings.local.uids
+
+    def move_out(self) -> None:
+        """Ends what tests that failed have left running."""
+        for directory in abandoned(self.home.sandboxes):
+            clean(directory)
 
     def assert_nothing_left(
         self,

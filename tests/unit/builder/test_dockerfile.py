@@ -122,7 +122,7 @@ def test_a_variant_is_part_of_the_platform() -> None:
     ("text", "sentence"),
     [
         ("FROM a:$T", "Line 1: the base image 'a:$T' cannot be determined (T)."),
-        ("ARG T\nFROM ${T}", "Line 2: the base image '${T}' cannot be determined (T)."),
+        ("ARG T\nFROM x${T}", "Line 2: the base image 'x${T}' cannot be determined (T)."),
         ("FROM a:${T:?no}", "(T)"),
         ("FROM a:${T:+${U}}${T:-$U}", "(U)"),
         ("FROM ${T%x}", "(the substitution of T)"),
@@ -377,3 +377,17 @@ def test_any_bytes_are_facts_or_an_error_of_ours(data: bytes) -> None:
 )
 def test_what_only_dockers_format_keeps_is_named(text: bytes, found: set[str]) -> None:
     assert read_dockerfile(text, build_args={}, target=None).docker_only == found
+
+
+@pytest.mark.parametrize("text", [b"ARG T\nFROM ${T}", b"FROM $T", b"ARG T=\nFROM ${T:-$U}"])
+def test_a_base_that_is_empty_for_want_of_a_build_arg_is_said_before_anything_starts(
+    text: bytes,
+) -> None:
+    with pytest.raises(DockerfileInvalid, match="no --build-arg gives"):
+        read_dockerfile(text, build_args={}, target=None)
+
+
+def test_names_in_env_are_bounded_so_that_many_stages_stay_cheap() -> None:
+    text = b"FROM a\n" + b"".join(b"ENV N%d=1\n" % number for number in range(2001))
+    with pytest.raises(DockerfileInvalid, match="names in ENV"):
+        read_dockerfile(text, build_args={}, target=None)

@@ -5,7 +5,7 @@ import pytest
 
 from policies.model import Isolation
 from runner.events import Event, Output, Progress, Warned
-from runner.state import BuildDirectory, killed, new_id
+from runner.state import BuildDirectory, drop_large, ended, killed, new_id
 
 
 def test_ids_sort_by_time_and_differ() -> None:
@@ -37,13 +37,11 @@ def test_documents_are_written_whole_and_private(tmp_path: Path) -> None:
     directory.close()
 
 
-def test_closing_drops_the_context_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_closing_drops_what_is_large_and_keeps_the_rest(tmp_path: Path) -> None:
     directory = BuildDirectory.create(tmp_path)
     directory.context.touch()
     directory.staged.mkdir()
     (directory.staged / "blob").touch()
-    directory.drop_staged()
-    directory.drop_staged()
     directory.close()
     left = {path.name for path in directory.path.iterdir()}
     assert left == {"lock", "events.jsonl", "build.log"}
@@ -66,3 +64,15 @@ def test_killed_builds_are_those_that_neither_ended_nor_run(tmp_path: Path) -> N
     running.listen(Warned("still here"))
     assert [path.name for path in killed(tmp_path)] == ["killed"]
     running.close()
+
+
+def test_what_a_kill_left_in_an_ended_build_is_dropped(tmp_path: Path) -> None:
+    directory = BuildDirectory.create(tmp_path)
+    directory.write("result", {})
+    directory.staged.mkdir()
+    assert list(ended(tmp_path)) == []  # it runs
+    directory.close()
+    directory.staged.mkdir()
+    assert [drop_large(path) for path in ended(tmp_path)] == [True]
+    assert [drop_large(path) for path in ended(tmp_path)] == [False]
+    assert (directory.path / "result.json").exists()

@@ -1,5 +1,7 @@
 """Control groups against directories that look like theirs."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,11 +81,16 @@ def test_version_1_has_a_directory_for_each_controller(v1: Path) -> None:
     assert (cpu / "cpu.cfs_quota_us").read_text() == "150000"
     assert (pids / "pids.max").read_text() == "77"
     assert group.procs == [str(directory / "cgroup.procs") for directory in group.directories]
-    assert [Group.recorded(text) for text in announced] == [group]
+    assert [Group.recorded(text, v1) for text in announced] == [group]
 
 
 def test_a_record_names_groups_of_ours_alone() -> None:
-    assert Group.recorded('[1, "/sys/fs/cgroup/memory/system.slice"]').directories == ()
+    for path in (
+        "/sys/fs/cgroup/memory/system.slice",
+        "/home/somebody/runner-x",
+        "/sys/fs/cgroup/../../home/somebody/runner-x",
+    ):
+        assert Group.recorded(json.dumps([1, path])).directories == ()
 
 
 def test_a_group_is_announced_before_it_is_made_and_found_again_by_that(v1: Path) -> None:
@@ -99,7 +106,7 @@ def test_a_group_is_announced_before_it_is_made_and_found_again_by_that(v1: Path
         announced.append(text)
 
     group = Group.make("b", LIMITS, v1, announce)
-    assert [Group.recorded(text) for text in announced] == [group]
+    assert [Group.recorded(text, v1) for text in announced] == [group]
 
 
 def test_a_record_never_names_a_group_that_is_not_ours() -> None:
@@ -195,11 +202,12 @@ def test_counters_say_what_happened(
 
 
 def test_processes_are_those_of_every_directory(tmp_path: Path) -> None:
-    for name, text in (("a", "3\n1\n"), ("b", "1\n2\n"), ("c", "x")):
+    me, parent = os.getpid(), os.getppid()
+    for name, text in (("a", f"{me}\n{parent}\n"), ("b", f"{parent}\n{2**22 + 1}\n"), ("c", "x")):
         fill(tmp_path / name)
         (tmp_path / name / "cgroup.procs").write_text(text)
     group = Group(1, tuple(tmp_path / name for name in "abcd"))
-    assert group.processes() == [1, 2, 3]
+    assert {member.pid for member in group.members()} == {me, parent}
 
 
 def test_removing_waits_for_the_last_process_but_not_for_ever(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ BLOB = bytes(range(256)) * 4096
 BLOB_DIGEST = Digest.of(BLOB)
 
 
+def sending(here: RegistrySettings, other: "Peer") -> RegistrySettings:
+    """The same, for a registry whose redirects may lead to ``other``."""
+    return here.model_copy(update={"redirect_hosts": (other.host,)})
+
+
 class Me:
     def for_host(self, host: str, repository: str = "") -> Login | None:
         return Login("me", Secret("hunter2"))
@@ -363,7 +368,7 @@ def test_a_redirect_target_that_wants_a_login_gets_none(
     here = RegistrySettings(plain_http=True, private_address=True)
     peer.answer = lambda _: peer.reply(307, Location=f"{other.url}/x")
     other.answer = lambda _: other.reply(401, WWW_Authenticate='Basic realm="x"')
-    settings = Settings(registries={peer.host: here, other.host: here})
+    settings = Settings(registries={peer.host: sending(here, other), other.host: here})
     with pytest.raises(RegistryRefused):
         client_of(settings, login=True).manifest(image_at(peer))
     assert len(other.seen) == 1
@@ -601,7 +606,7 @@ def test_an_upload_elsewhere_carries_no_login(
     here = RegistrySettings(plain_http=True, private_address=True)
     bearer_only(peer, lambda _: peer.reply(202, Location=f"{other.url}/up"))
     other.answer = lambda _: other.reply(201)
-    settings = Settings(registries={peer.host: here, other.host: here})
+    settings = Settings(registries={peer.host: sending(here, other), other.host: here})
     push(client_of(settings, login=True), peer)
     assert other.seen[0].body == BLOB
     assert "Authorization" not in other.seen[0].headers

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from tests.unit.runner.registry.conftest import Answer, Peer, Request
 
 
+def sending(here: RegistrySettings, other: "Peer") -> RegistrySettings:
+    """The same, for a registry whose redirects may lead to ``other``."""
+    return here.model_copy(update={"redirect_hosts": (other.host,)})
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [
@@ -242,7 +247,9 @@ def test_authorization_stays_with_its_origin(
         )
 
     peer.answer = other.answer = redirecting
-    with dial.session(Settings(registries={peer.host: here, other.host: here})) as session:
+    with dial.session(
+        Settings(registries={peer.host: sending(here, other), other.host: here})
+    ) as session:
         headers = {"Authorization": "Basic x", "Accept": "y"}
         dial.release(session.follow("GET", f"{peer.url}/a", headers))
     assert peer.seen[0].headers["Authorization"] == "Basic x"
@@ -259,9 +266,26 @@ def test_authorization_does_not_come_back_when_a_redirect_returns(
     peer.answer = lambda request: (
         peer.reply(200) if request.path == "/end" else peer.reply(302, Location=f"{other.url}/")
     )
-    with dial.session(Settings(registries={peer.host: here, other.host: here})) as session:
+    with dial.session(
+        Settings(registries={peer.host: sending(here, other), other.host: here})
+    ) as session:
         dial.release(session.follow("GET", f"{peer.url}/", {"Authorization": "Basic x"}))
     assert "Authorization" not in peer.seen[-1].headers
+
+
+@pytest.mark.parametrize("answer", [301, 307])
+def test_a_registry_cannot_send_us_to_another_that_is_configured(
+    answer: int, peers: Callable[[], "Peer"]
+) -> None:
+    peer, other = peers(), peers()
+    here = RegistrySettings(plain_http=True, private_address=True)
+    peer.answer = lambda _: peer.reply(answer, Location=f"{other.url}/secret")
+    with (
+        dial.session(Settings(registries={peer.host: here, other.host: here})) as session,
+        pytest.raises(AddressDenied),
+    ):
+        session.follow("GET", f"{peer.url}/", {})
+    assert other.seen == []
 
 
 def test_redirects_end(peer: "Peer") -> None:

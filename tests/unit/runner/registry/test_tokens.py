@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 BEARER = 'Bearer realm="https://a.example/token",service="a.example",scope="repository:x:pull"'
 
 
+def sending(here: RegistrySettings, other: "Peer") -> RegistrySettings:
+    """The same, for a registry whose redirects may lead to ``other``."""
+    return here.model_copy(update={"redirect_hosts": (other.host,)})
+
+
 class Me:
     def for_host(self, host: str, repository: str = "") -> Login | None:
         return Login("me", Secret("hunter2"))
@@ -247,7 +252,7 @@ def test_a_login_follows_no_redirect_to_another_host(
 
     other.answer = stolen
     peer.answer = lambda _: peer.reply(307, Location=f"{other.url}/token")
-    settings = Settings(registries={peer.host: here, other.host: here})
+    settings = Settings(registries={peer.host: sending(here, other), other.host: here})
     tokens_of(settings).answer(site_at(peer), "pull", challenge(peer))
     assert "Authorization" in peer.seen[0].headers
     assert "Authorization" not in other.seen[0].headers
