@@ -74,7 +74,7 @@ def _list(store: RootfsStore, *, as_json: bool) -> int:
         state = (
             f"{row['installed']} from {row['source']}, {row['digest']}"
             if row["installed"]
-            else f"not installed (runner builder install {row['builder']})"
+            else f"{row['recipe']}, not installed (runner builder install {row['builder']})"
         )
         print(f"{row['builder']:<10} {state}")  # noqa: T201 - the answer
     return 0

@@ -21,6 +21,7 @@ _ARCHIVES = "var/cache/apt/archives"
 _OF_NO_USE = (
     "dev/*",
     "etc/apt",
+    "etc/dpkg",
     "etc/hostname",
     "etc/resolv.conf",
     "var/cache",

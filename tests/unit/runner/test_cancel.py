@@ -1,7 +1,9 @@
+import threading
+
 import pytest
 
 from runner.cancel import Cancellation
-from runner.errors import Cancelled
+from runner.errors import Cancelled, TimeExceeded
 
 
 def test_nothing_happens_until_somebody_asks() -> None:
@@ -34,3 +36,28 @@ def test_a_callback_is_forgotten_when_the_block_fails() -> None:
         raise KeyError
     cancellation.cancel()
     assert told == []
+
+
+def late() -> TimeExceeded:
+    return TimeExceeded("too long")
+
+
+def test_what_is_waited_for_gives_its_answer_or_its_error() -> None:
+    assert Cancellation().waiting(lambda: 3, 5, late()) == 3
+    with pytest.raises(ZeroDivisionError):
+        Cancellation().waiting(lambda: 1 / 0, 5, late())
+
+
+def test_who_takes_too_long_is_left_alone() -> None:
+    release = threading.Event()
+    with pytest.raises(TimeExceeded, match="too long"):
+        Cancellation().waiting(release.wait, 0.05, late())
+    release.set()
+
+
+def test_a_cancellation_ends_the_waiting_at_once() -> None:
+    cancellation, release = Cancellation(), threading.Event()
+    threading.Timer(0.05, cancellation.cancel).start()
+    with pytest.raises(Cancelled):
+        cancellation.waiting(release.wait, 60, late())
+    release.set()

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,37 @@ def test_what_a_killed_runner_left_is_abandoned(sandboxes: Path) -> None:
     assert [path.name for path in abandoned(sandboxes)] == ["half-made", "killed", "stray"]
     held.release()
     killed.release()
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can start what another user would")
+def test_a_stranger_who_writes_our_option_is_neither_waited_for_nor_killed(
+    sandboxes: Path,
+) -> None:
+    reserved = reserve(sandboxes, "b", UIDS)
+    command = ["sh", "-c", "sleep 300; :", f"--root={reserved.runsc_state}"]
+    with subprocess.Popen(command, user=UIDS[1]) as stranger:
+        try:
+            reserved.release()
+            assert stranger.poll() is None
+            assert not reserved.directory.exists()
+        finally:
+            stranger.kill()
+
+
+def test_what_runs_for_the_place_ends_with_it(sandboxes: Path) -> None:
+    reserved = reserve(sandboxes, "b", UIDS)
+    command = ["sh", "-c", "sleep 300; :", f"--root={reserved.runsc_state}"]
+    with subprocess.Popen(command, user=reserved.peer_uid if AS_ROOT else None) as own:
+        reserved.release()
+        assert own.wait(5) == -9
+
+
+@pytest.mark.skipif(AS_ROOT, reason="as root the group is the sandbox's own")
+def test_an_ordinary_users_group_sees_nothing(sandboxes: Path) -> None:
+    reserved = reserve(sandboxes, "b", UIDS)
+    file = reserved.guest / "token"
+    file.touch()
+    reserved.give(file, 0o440)
+    assert not file.stat().st_mode & 0o077
+    assert not reserved.directory.stat().st_mode & 0o077
+    reserved.release()

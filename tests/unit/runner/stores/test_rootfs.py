@@ -245,3 +245,24 @@ def test_the_digest_does_not_look_at_times(tmp_path: Path) -> None:
     before = tree_digest(tmp_path)
     os.utime(tmp_path / "f", (1, 1))
     assert tree_digest(tmp_path) == before
+
+
+def test_nobody_takes_the_tree_of_a_running_build_away(
+    store: RootfsStore, installed: Installed
+) -> None:
+    def another(root: Path) -> str:
+        version = make(root)
+        (root / "usr/bin/tool").write_bytes(b"newer")
+        return version
+
+    with store.using("b") as used:
+        assert used == installed
+        with pytest.raises(BuilderInstallFailed, match="running build"):
+            store.remove("b")
+        store.install("b", RECIPE, "there", make)  # the same tree: kept as it is
+        store.install("b", RECIPE, "there", another)
+        assert store.collect() == []
+        assert tree_digest(used.root) == used.digest
+    assert [path.name for path in store.collect()] == [installed.digest.hex]
+    store.remove("b")
+    assert store.installed("b") is None
