@@ -1,6 +1,7 @@
 """Removes whatever killed runs left, and nothing else: what a living runner holds is locked."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from runner import state
 from runner.files import Home
@@ -9,6 +10,16 @@ from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import RootfsStore, remove_tree
 from sandbox import place
 from sandbox.locks import abandoned
+
+
+def trim(home: Home, settings: Settings) -> list[Path]:
+    """Brings the cache of base images back to its size, and returns what it removed.
+
+    Not while a build runs: it counts on what its session resolved.
+    """
+    if state.any_running(home.builds):
+        return []
+    return BlobStore(home.base_images).evict(settings.cache_bytes)
 
 
 def collect(home: Home, settings: Settings) -> Iterator[str]:
@@ -29,8 +40,7 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     base = BlobStore(home.base_images)
     for path in base.collect():
         yield f"half a blob {path.name}"
-    if not state.any_running(home.builds):  # a build counts on what its session resolved
-        for path in base.evict(settings.cache_bytes):
-            yield f"blob of a base image {path.name}"
+    for path in trim(home, settings):
+        yield f"blob of a base image {path.name}"
     for path in RootfsStore(home.builders).collect():
         yield f"root filesystem {path.parent.name}/{path.name}"

@@ -19,7 +19,7 @@ from policies.document import Policy
 from policies.facts import BuildFacts
 from policies.model import Decision, Denial, Isolation, Limits, Trust, plain
 from policies.reference import DOCKER_HUB, Digest, ImageReference
-from runner import events, outcome, publish
+from runner import events, gc, outcome, publish
 from runner.cancel import Cancellation
 from runner.context import BuildContext, snapshot
 from runner.errors import (
@@ -89,6 +89,8 @@ def submit(
         ).run()
     finally:
         directory.close()
+        with suppress(OSError):  # the next one tries again
+            gc.trim(tools.home, tools.settings)
 
 
 class Build:

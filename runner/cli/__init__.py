@@ -2,12 +2,17 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from policies.errors import RunnerError
 
 COMMANDS = {
     "submit": "build an untrusted context, verify the image and publish it",
@@ -18,7 +23,6 @@ COMMANDS = {
 }
 
 USAGE = 2
-BUG = 70
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,26 +64,41 @@ def _fill_standard_streams() -> None:
 
 
 def _guarded(parsed: argparse.Namespace) -> int:
-    from runner.cli.view import say_error  # noqa: PLC0415 - start-up is a feature
-    from runner.errors import Cancelled, InternalError, RunnerError  # noqa: PLC0415 - likewise
+    from runner.errors import (  # noqa: PLC0415 - start-up is a feature
+        Cancelled,
+        DiskExceeded,
+        InternalError,
+        RunnerError,
+    )
 
     try:
         if os.environ.get("RUNNER_LOG") == "debug":
             import_module("runner.logs").configure()
         return int(import_module(f"runner.cli.{parsed.command}").run(parsed))
     except RunnerError as error:
-        say_error(error)
-        return int(error.status)
+        return _said(error)
     except KeyboardInterrupt:
-        say_error(Cancelled("interrupted"))
-        return int(Cancelled.status)
+        return _said(Cancelled("interrupted"))
     except BrokenPipeError:
-        # Whoever read our output is gone; Python would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(Cancelled.status)
-    except Exception:  # noqa: BLE001 - the last resort: a bug becomes a file and a sentence
+        return _said(Cancelled("whoever read the output has gone"))
+    except Exception as error:  # noqa: BLE001 - the last resort: a file and a sentence
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return _said(DiskExceeded(f"{error.filename or 'stdout'}: no space left"))
         file, path = tempfile.mkstemp(prefix="runner-diagnostics-", suffix=".txt")
         with contextlib.suppress(OSError), os.fdopen(file, "w", encoding="utf-8") as stream:
             traceback.print_exc(file=stream)
-        say_error(InternalError(f"a bug in runner; diagnostics are in {path}"))
-        return BUG
+        return _said(InternalError(f"a bug in runner; diagnostics are in {path}"))
+
+
+def _said(error: "RunnerError") -> int:
+    """Tells the user, if anybody still reads that, and returns the exit status."""
+    from runner.cli.view import say_error  # noqa: PLC0415 - start-up is a feature
+
+    try:
+        say_error(error)
+        sys.stdout.flush()
+    except OSError:
+        # Python would complain once more at its exit.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return int(error.status)
