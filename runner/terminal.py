@@ -21,6 +21,8 @@ _KEPT = {"\t"}
 
 def clean(text: str) -> str:
     """``text`` as one printable line: no control, format or private character is left."""
+    if text.isprintable():  # most lines, and much faster
+        return text
     plain = _SEQUENCES.sub("", text)
     return "".join(
         character

@@ -274,7 +274,8 @@ class LocalSandbox:
     def _judge_ending(self) -> Ending:
         if self._group is not None and self._group.out_of_memory():
             return Ending.MEMORY
-        if self._report is not None:
+        # The runtime saw how the first process ended: whoever killed it has another status.
+        if self._report is not None and self._report.status == self._process.returncode:
             return Ending.EXITED
         if self._group is not None and self._group.out_of_pids():
             return Ending.PIDS

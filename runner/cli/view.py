@@ -4,6 +4,7 @@ All of it goes to stderr; stdout is for the answer. Whatever came from a build, 
 file name is made printable first.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -35,17 +36,20 @@ def choose(*, json: bool) -> View:
         return JsonView()
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return TerminalView()
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        # Flushed by event, not by line: a build may write millions of short ones.
+        sys.stderr.reconfigure(line_buffering=False)
     return TextView(_to_stderr)
 
 
 def _to_stderr(label: str, text: str) -> None:
     sys.stderr.write(f"{label:<10} {text}\n")
-    sys.stderr.flush()
 
 
 def say(label: str, text: str) -> None:
     """One line of our own, outside of any build."""
     _to_stderr(label, clean(text))
+    sys.stderr.flush()
 
 
 def say_error(error: RunnerError) -> None:
@@ -78,14 +82,17 @@ class TextView:
     def _say(self, label: str, text: str) -> None:
         self._output.finish()
         self._line(label, clean(text))
+        sys.stderr.flush()
 
     def close(self) -> None:
         self._output.finish()
+        sys.stderr.flush()
 
     def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - a table of events
         match event:
             case events.Output(data):
                 self._output.feed(data)
+                sys.stderr.flush()
             case events.Progress():
                 self._progress(event)
             case events.Started(build_id, context):

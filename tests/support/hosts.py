@@ -29,8 +29,8 @@ from sandbox.locks import abandoned
 from sandbox.place import clean
 
 REPOSITORY = Path(__file__).parent.parent.parent
-STRANGER = 1_899_999_999
-"""An ordinary user: just a number, no account has to be made."""
+STRANGER = 1_890_000_000 + os.getpid()
+"""An ordinary user: just a number, no account has to be made. Another one in each run."""
 
 
 def reachable(path: Path) -> bool:
