@@ -29,10 +29,10 @@ class Timeline:
         """From the start of the command to the builder's first line, without a gap."""
         names = {
             "interpreter, imports, arguments": "started",
-            "prepare: runsc, builder's seal": "prepare ended",
+            "prepare: runsc": "prepare ended",
             "context: snapshot": "context ended",
             "decide": "decide ended",
-            "place, session, gateway's socket": "resolve started",
+            "builder's seal, place, session, gateway's socket": "resolve started",
             "resolve base images": "resolve ended",
             "launch: runsc, canary, judgement, release": "observed",
             "unpack the context, exec of buildah, its first line": "output",
