@@ -110,6 +110,7 @@ class Build:
         self._emit = emit
         self._cancellation = cancellation
         self._journal = Journal(emit, cancellation)
+        self._published: list[str] = []
 
     def run(self) -> BuildResult:
         """See ``submit``."""
@@ -166,14 +167,13 @@ class Build:
         with self._journal.stage(Stage.VERIFY):
             verified = self._verify(staged, decision, ended)
         with self._journal.stage(Stage.PUBLISH):
-            published = self._publish(verified)
+            self._publish(verified)
         return self._result(
             context=context,
             root=root,
             decision=decision,
             ended=ended,
             image=verified,
-            published=published,
             base_images=base_images,
         )
 
@@ -330,10 +330,9 @@ class Build:
         self._emit(events.Verified(verified.root.digest, _size(verified), layers))
         return verified
 
-    def _publish(self, image: VerifiedImage) -> tuple[str, ...]:
+    def _publish(self, image: VerifiedImage) -> None:
         """Publishes and writes what was asked for; what is nowhere else is kept on this host."""
         request = self._request
-        published = []
         if request.output is not None:
             first = request.destinations[0] if request.destinations else None
             write_output(image, request.output, first)
@@ -342,9 +341,8 @@ class Build:
         with RegistryClient(self._tools.settings, self._tools.credentials) as client:
             for destination in request.destinations:
                 done = self._publish_to(image, destination, client)
-                published.append(str(done.destination))
+                self._published.append(str(done.destination))
                 self._emit(events.Published(done.destination, done.digest))
-        return tuple(published)
 
     def _publish_to(
         self, image: VerifiedImage, destination: ImageReference, client: RegistryClient
@@ -373,7 +371,6 @@ class Build:
         decision: Decision,
         ended: Outcome,
         image: VerifiedImage,
-        published: tuple[str, ...],
         base_images: Mapping[ImageReference, Digest],
     ) -> BuildResult:
         request = self._request
@@ -382,7 +379,7 @@ class Build:
             build_id=self._directory.id,
             digest=image.root.digest,
             size_bytes=_size(image),
-            published=published,
+            published=tuple(self._published),
             output=str(request.output) if request.output is not None else None,
             stored=str(kept) if kept.exists() else None,
             context=context.digest,
@@ -397,12 +394,16 @@ class Build:
         )
 
     def _failed(self, error: RunnerError) -> None:
+        if self._published:  # and then it failed at another destination, or was cancelled
+            already = f"Published already: {', '.join(self._published)}."
+            error.advice = already if isinstance(error, Cancelled) else f"{already} {error.advice}"
         document = {
             "status": int(error.status),
             "build_id": self._directory.id,
             "code": error.code,
             "message": error.message,
             "advice": error.advice,
+            "published": self._published,
             "timings_seconds": self._journal.timings,
             "warnings": self._journal.warnings,
         }

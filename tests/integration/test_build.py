@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from policies.reference import ImageReference
+from runner.errors import Cancelled
+from runner.events import Event, Published
 from runner.registry.auth import Anonymous
 from runner.registry.client import RegistryClient
 from tests.support.hosts import Person, write_context
@@ -283,3 +285,18 @@ def test_the_configuration_says_what_the_dockerfile_says(pulled: Pulled) -> None
     assert {"NAMED=given value-env", "EMPTY="} <= set(shown["Env"])
     assert shown["Entrypoint"] == ["/bin/true"]
     assert len(config["rootfs"]["diff_ids"]) == len(pulled.manifest["layers"]) == 2
+
+
+def test_what_was_published_before_the_end_is_said(
+    person: Person, place: Path, registry: "RealRegistry"
+) -> None:
+    def gone(event: Event) -> None:
+        if isinstance(event, Published):
+            raise BrokenPipeError
+
+    context = write_context(place / "context", "FROM scratch\nCOPY Dockerfile /\n")
+    destination = f"{registry.host}/told/app:1"
+    with pytest.raises(Cancelled) as ended:
+        person.submit(context, destination=destination, listen=gone)
+    assert ended.value.advice == f"Published already: {destination}."
+    person.assert_nothing_left()
