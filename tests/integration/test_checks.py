@@ -94,11 +94,16 @@ def test_a_layer_that_rotted_in_the_registry_is_found(
          "--dest-tls-verify=false", f"docker://{tools_base}", f"docker://{copy}:1"],
         check=True,
     )  # fmt: skip
-    blobs = sorted(registry.storage.rglob("data"), key=lambda path: path.stat().st_size)
-    data = blobs[-1].read_bytes()
-    blobs[-1].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    raw = subprocess.run(
+        ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{copy}:1"],
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    layer = json.loads(raw)["layers"][0]["digest"].partition(":")[2]
+    (blob,) = registry.storage.rglob(f"blobs/sha256/*/{layer}/data")
+    data = blob.read_bytes()
+    blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     try:
         assert main(["verify", f"{copy}@{image.partition('@')[2]}"]) == 5
     finally:
-        blobs[-1].write_bytes(data)
+        blob.write_bytes(data)
     assert "verification-failed" in capsys.readouterr().err
