@@ -120,11 +120,12 @@ def test_a_full_disk_is_a_limit(home: Home, monkeypatch: pytest.MonkeyPatch) -> 
         home.prepare()
 
 
+ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has directories of root's")
+
+
+@ONLY_ROOT
 @pytest.mark.parametrize("closed", [True, False])
-def test_as_root_a_sandbox_must_be_able_to_reach_the_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
-) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)
+def test_as_root_a_sandbox_must_be_able_to_reach_the_places(tmp_path: Path, closed: bool) -> None:
     for part in (tmp_path, *tmp_path.parents):
         if not part.stat().st_mode & 0o001 and os.access(part, os.W_OK):
             part.chmod(0o711)
@@ -135,3 +136,17 @@ def test_as_root_a_sandbox_must_be_able_to_reach_the_places(
         return
     with pytest.raises(StateUnusable, match="closed to other users"):
         home.prepare()
+
+
+@ONLY_ROOT
+def test_root_keeps_no_state_where_others_can_change_it(tmp_path: Path) -> None:
+    for part in (tmp_path, *tmp_path.parents):
+        if not part.stat().st_mode & 0o001:
+            part.chmod(0o711)
+    for name, uid, mode in (("theirs", 65534, 0o755), ("open", 0, 0o777)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+        os.chown(tmp_path / name, uid, uid)
+        home = Home(tmp_path / name / "data", tmp_path / name / "state")
+        with pytest.raises(StateUnusable, match="changed by others"):
+            home.prepare()
