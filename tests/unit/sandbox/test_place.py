@@ -95,7 +95,7 @@ def test_a_stranger_who_writes_our_option_is_neither_waited_for_nor_killed(
     sandboxes: Path,
 ) -> None:
     reserved = reserve(sandboxes, "b", UIDS)
-    command = ["sh", "-c", "sleep 300; :", f"--root={reserved.runsc_state}"]
+    command = ["perl", "-e", "sleep 300", "--", f"--root={reserved.runsc_state}"]
     with subprocess.Popen(command, user=UIDS[1]) as stranger:
         try:
             reserved.release()
@@ -107,7 +107,7 @@ def test_a_stranger_who_writes_our_option_is_neither_waited_for_nor_killed(
 
 def test_what_runs_for_the_place_ends_with_it(sandboxes: Path) -> None:
     reserved = reserve(sandboxes, "b", UIDS)
-    command = ["sh", "-c", "sleep 300; :", f"--root={reserved.runsc_state}"]
+    command = ["perl", "-e", "sleep 300", "--", f"--root={reserved.runsc_state}"]
     with subprocess.Popen(command, user=reserved.peer_uid if AS_ROOT else None) as own:
         reserved.release()
         assert own.wait(5) == -9
