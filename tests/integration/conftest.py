@@ -47,7 +47,7 @@ def running_registry(directory: Path, extra: str = "") -> Iterator[RealRegistry]
     """A docker-registry with storage in ``directory``, until the end of the block."""
     program = shutil.which("docker-registry")
     if program is None:
-        pytest.skip("docker-registry is not installed: apt-get install docker-registry")
+        pytest.skip("docker-registry is not installed: deploy/debian/install-host-tools.sh")
     with socket.create_server(("127.0.0.1", 0)) as chosen:
         port = chosen.getsockname()[1]
     config = directory / "config.yml"
@@ -237,7 +237,7 @@ def person(playground: Path, builders: Path, settings: Settings) -> Iterator[Per
 def stranger(playground: Path, builders: Path, settings: Settings) -> Iterator[Person]:
     """An ordinary user, where the tests may become one."""
     if os.geteuid() != 0:
-        pytest.skip("only root can become another user; the other tests run as an ordinary one")
+        pytest.skip("only root can become another user: run as root too")
     for path in (REPOSITORY, Path(sys.prefix), Path(sys.executable).resolve()):
         if not reachable(path):
             pytest.skip(f"{path} is closed to other users: check out where they may read")

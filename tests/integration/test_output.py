@@ -15,7 +15,9 @@ from runner.output import Output, write_output
 from runner.verify import VerifiedImage, verify
 from tests.support.images import HELLO_TAR, MORE_TAR, make_image, make_index
 
-pytestmark = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+pytestmark = pytest.mark.skipif(
+    shutil.which("skopeo") is None, reason="skopeo is not installed: apt-get install skopeo"
+)
 
 REFERENCE = ImageReference.parse("localhost/acme/app:1.2")
 
@@ -34,18 +36,19 @@ def written(tmp_path: Path, image: VerifiedImage) -> Path:
 
 ONLY_ROOT = pytest.mark.skipif(
     os.geteuid() != 0,
-    reason="Debian's skopeo gives files away while it unpacks oci-archive:, which only root may",
+    reason="Debian's skopeo gives files away while it unpacks oci-archive:, which only root may: run as root",
 )
 
 
-@pytest.mark.parametrize("docker", [False, True])
-@pytest.mark.parametrize("compression", ["", "gzip", "zstd"])
+# Not zstd in Docker's manifests: the skopeo of Debian 12 cannot read that.
+@pytest.mark.parametrize(
+    ("compression", "docker"),
+    [("", False), ("gzip", False), ("zstd", False), ("", True), ("gzip", True)],
+)
 @pytest.mark.parametrize("transport", ["oci", pytest.param("oci-archive", marks=ONLY_ROOT)])
 def test_skopeo_reads_all_that_we_write(
     tmp_path: Path, transport: str, compression: str, docker: bool
 ) -> None:
-    if docker and compression == "zstd":
-        pytest.skip("skopeo 1.9 knows no zstd in Docker's manifests")
     staged = make_image(compression=compression, docker=docker)
     image = verify(staged, limits=Limits(), platform=None, claimed=None)
     written(tmp_path, image)

@@ -120,7 +120,9 @@ def test_a_full_disk_is_a_limit(home: Home, monkeypatch: pytest.MonkeyPatch) -> 
         home.prepare()
 
 
-ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has directories of root's")
+ONLY_ROOT = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root has directories of root's: run as root"
+)
 
 
 @ONLY_ROOT

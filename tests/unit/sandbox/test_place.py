@@ -57,7 +57,7 @@ def test_a_name_is_reserved_once(sandboxes: Path) -> None:
     reserved.release()
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root has uids to give")
+@pytest.mark.skipif(not AS_ROOT, reason="only root has uids to give: run as root")
 def test_every_sandbox_has_a_uid_of_its_own_while_there_are_any(sandboxes: Path) -> None:
     one, other = (reserve(sandboxes, name, UIDS) for name in "ab")
     assert {one.peer_uid, other.peer_uid} == set(UIDS)
@@ -67,7 +67,7 @@ def test_every_sandbox_has_a_uid_of_its_own_while_there_are_any(sandboxes: Path)
     assert reserve(sandboxes, "c", UIDS).peer_uid == UIDS[0]
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root has uids to give")
+@pytest.mark.skipif(not AS_ROOT, reason="only root has uids to give: run as root")
 def test_a_uid_that_a_process_still_has_is_not_given_again(
     sandboxes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +90,7 @@ def test_what_a_killed_runner_left_is_abandoned(sandboxes: Path) -> None:
     killed.release()
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root can start what another user would")
+@pytest.mark.skipif(not AS_ROOT, reason="only root can start what another user would: run as root")
 def test_a_stranger_who_writes_our_option_is_neither_waited_for_nor_killed(
     sandboxes: Path,
 ) -> None:
@@ -113,7 +113,7 @@ def test_what_runs_for_the_place_ends_with_it(sandboxes: Path) -> None:
         assert own.wait(5) == -9
 
 
-@pytest.mark.skipif(AS_ROOT, reason="as root the group is the sandbox's own")
+@pytest.mark.skipif(AS_ROOT, reason="as root the group is the sandbox's own: run as a user too")
 def test_an_ordinary_users_group_sees_nothing(sandboxes: Path) -> None:
     reserved = reserve(sandboxes, "b", UIDS)
     file = reserved.guest / "token"

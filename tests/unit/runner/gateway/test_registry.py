@@ -60,7 +60,7 @@ def test_a_session_answers_to_its_own_token_alone(gates: Gates) -> None:
 
 def test_another_uid_is_not_heard(gates: Gates) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can make a door for another uid")
+        pytest.skip("only root can make a door for another uid: run as root")
     gate = gates.open(peer_uid=1_900_000_000)
     assert speak(gate.path, gate.head("GET", "/v2/")) == b""
     assert gate.path.stat().st_uid == 1_900_000_000
