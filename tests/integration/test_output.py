@@ -36,7 +36,7 @@ def written(tmp_path: Path, image: VerifiedImage) -> Path:
 
 ONLY_ROOT = pytest.mark.skipif(
     os.geteuid() != 0,
-    reason="Debian's skopeo gives files away while it unpacks oci-archive:, which only root may: run as root",
+    reason="Debian's skopeo changes owners when it unpacks oci-archive: run as root",
 )
 
 
