@@ -74,6 +74,9 @@ class Buildah:
 
     name = "buildah"
     recipe = RECIPE
+    uid = 0
+    capabilities: tuple[str, ...] = BUILDER_CAPABILITIES
+    runs_frontends = False
 
     def plan(self, request: BuildInput) -> BuildPlan:
         reference = f"{request.registry}/{request.repository}:{TAG}"
@@ -124,7 +127,7 @@ class Buildah:
                 "storage.conf": STORAGE_CONF.encode(),
             },
             writable=WRITABLE,
-            capabilities=BUILDER_CAPABILITIES,
+            capabilities=self.capabilities,
             claim=CLAIM,
         )  # fmt: skip
 

@@ -6,17 +6,17 @@
 
 This informs policy; it does not enforce anything. What only shows while building is decided when
 the gateway is asked, so a builder that reads a line differently gains nothing.
+
+What base images bring along, in ENV and ONBUILD, is in no Dockerfile and not looked at here.
 """
 
-import csv
 import posixpath
 import re
-from collections import ChainMap
 from collections.abc import Mapping
 
 from builder.dockerfile_lexer import (
+    ARGUMENT_SPACE,
     Instruction,
-    Source,
     invalid,
     is_heredoc,
     json_form,
@@ -25,28 +25,41 @@ from builder.dockerfile_lexer import (
     split_words,
 )
 from builder.errors import DockerfileInvalid, StageUnknown
-from builder.variables import expand
+from builder.variables import Expansion, Values, Variables
 from policies.errors import InvalidReference
-from policies.facts import DockerfileFacts, Stage
+from policies.facts import DockerfileFacts, Stage, Unknown
 from policies.reference import ImageReference
 
 _STAGES = 1000
 _NAMES = 2000
-"""That ENV sets in one stage; each stage that starts from it copies them."""
-"""More would make the variables that stages inherit cost more than linear time."""
+"""That ENV sets. Stages copy those of their base: more would cost more than linear time."""
 _UNKNOWN = 200
 """Sentences kept."""
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,127}")
-_NAME_CHARACTERS = 255
+_NAME = re.compile(r"[A-Za-z0-9_./:+-]{1,255}")
+"""Of a variable. Quotes and variables in it are read differently by builders."""
 _FROM_WORDS = 3
 _COPY_WORDS = 2
-_MOUNTS = frozenset({"bind", "cache", "secret", "ssh", "tmpfs"})
-_NETWORKS = frozenset({"default", "host", "none"})
-_SECURITIES = frozenset({"insecure", "sandbox"})
 _HARMLESS_FLAGS = frozenset(
     {"--checksum", "--chmod", "--chown", "--exclude", "--keep-git-dir", "--link", "--parents"}
     | {"--unpack"}
 )
+_IMAGES = frozenset({"images"})
+_ADDED = frozenset({"remote_adds"})
+_MOUNTED = frozenset({"images", "mounts", "secrets"})
+_RUN = _MOUNTED | {"networks", "securities"}
+_SECRETS = frozenset({"secrets"})
+_ANY = _RUN | _ADDED | {"build_args", "docker_only"}
+"""What an instruction that nobody sees could ask for."""
+_CHOICES = {
+    "mounts": ("kind of mount", frozenset({"bind", "cache", "secret", "ssh", "tmpfs"})),
+    "networks": ("network", frozenset({"default", "host", "none"})),
+    "securities": ("security mode", frozenset({"insecure", "sandbox"})),
+}
+_MOUNT_KEY = re.compile(r"[A-Za-z-]*")
+_SIMPLE_VARIABLE = re.compile(r"\$(?:[A-Za-z_][A-Za-z0-9_]*+|\{[A-Za-z_][A-Za-z0-9_]*+\})")
+_LOCAL = re.compile(r"[^:@$]*+/")
+"""How a source of ADD starts that is local whatever its variables stand for."""
 _REMOTE = re.compile(
     r"[a-z][a-z0-9+.-]*+://.*|[\w.-]++@[\w.-]++:.*|github\.com/.*|[^#]*\.git(?:#.*)?",
     re.IGNORECASE | re.DOTALL,
@@ -78,88 +91,78 @@ def read_dockerfile(
         StageUnknown: ``target`` names no stage.
     """
     source = read_source(data)
-    reader = _Reader(source, build_args, _platform_args(platform, target))
+    variables = Variables(source.escape, build_args, _platform_args(platform))
+    frontend = build_args.get("BUILDKIT_SYNTAX") or source.frontend
+    reader = _Reader(variables, [Unknown(_ANY, sentence) for sentence in source.doubtful])
     for instruction in source.instructions:
         reader.read(instruction)
     if not reader.stages:
         raise DockerfileInvalid("the Dockerfile has no FROM")
-    if target is not None and target.lower() not in reader.stage_names:
+    if target is not None and target.lower() not in reader.numbers:
         raise StageUnknown(f"the Dockerfile has no stage {quoted(target)}")
-    return reader.facts()
+    return reader.facts(frontend)
 
 
-def _platform_args(platform: str, target: str | None) -> dict[str, str]:
+def _platform_args(platform: str) -> dict[str, str]:
     """The arguments that BuildKit and buildah predefine for every FROM."""
     system, _, rest = platform.partition("/")
     architecture, _, variant = rest.partition("/")
     parts = {"PLATFORM": platform, "OS": system, "ARCH": architecture, "VARIANT": variant}
-    return {
-        **{f"{side}{key}": value for side in ("TARGET", "BUILD") for key, value in parts.items()},
-        "TARGETSTAGE": target or "default",
-    }
+    return {f"{side}{key}": value for side in ("TARGET", "BUILD") for key, value in parts.items()}
 
 
 class _Reader:
     """Goes through the instructions once and keeps what policy asks about."""
 
-    def __init__(
-        self, source: Source, build_args: Mapping[str, str], predefined: Mapping[str, str]
-    ) -> None:
-        self._source = source
-        self._build_args = build_args
-        self._predefined = {k: build_args.get(k, v) for k, v in predefined.items()}
-        self._global = dict(self._predefined)
-        """What FROM sees: predefined arguments, and each ARG before the first FROM."""
-        self._values: dict[str, str] = {}
-        """What the current stage sees: its ARG and ENV."""
-        self._environment: dict[str, str] = {}
-        """The current stage's ENV alone, which stages built from it inherit."""
-        self._environments: dict[str, dict[str, str]] = {}
+    def __init__(self, variables: Variables, unknown: list[Unknown]) -> None:
+        self._variables = variables
+        self._unknown = unknown
         self.stages: list[Stage] = []
-        self.stage_names: set[str] = set()
-        """Names and indices that ``--target`` may use."""
-        self._earlier: set[str] = set()
-        """Those that stand for a stage in ``--from``: all but the current stage's."""
+        self.numbers: dict[str, int] = {}
+        """Of stages by name in lower case, and by number."""
+        self._written: set[str] = set()
+        """The same as they were written: buildah tells upper case from lower."""
         self._images: dict[ImageReference, None] = {}
         self._remote_adds: dict[str, None] = {}
-        self._mounts: set[str] = set()
-        self._networks: set[str] = set()
-        self._securities: set[str] = set()
+        self._chosen: dict[str, set[str]] = {fact: set() for fact in _CHOICES}
         self._secrets: set[str] = set()
         self._docker_only: set[str] = set()
         self._names: set[str] = set()
-        self._unknown = list(source.doubtful)
 
-    def facts(self) -> DockerfileFacts:
-        more = len(self._unknown) - _UNKNOWN
+    def facts(self, frontend: str | None) -> DockerfileFacts:
+        kept, dropped = self._unknown[:_UNKNOWN], self._unknown[_UNKNOWN:]
+        if dropped:
+            spoiled = frozenset[str]().union(*(unknown.facts for unknown in dropped))
+            sentence = f"{len(dropped)} more things could not be determined."
+            kept.append(Unknown(spoiled, sentence))
         return DockerfileFacts(
-            frontend=self._build_args.get("BUILDKIT_SYNTAX") or self._source.frontend,
+            frontend=frontend,
             stages=tuple(self.stages),
             images=tuple(self._images),
             remote_adds=tuple(self._remote_adds),
-            mounts=frozenset(self._mounts),
-            networks=frozenset(self._networks),
-            securities=frozenset(self._securities),
+            mounts=frozenset(self._chosen["mounts"]),
+            networks=frozenset(self._chosen["networks"]),
+            securities=frozenset(self._chosen["securities"]),
             secrets=frozenset(self._secrets),
             build_args=frozenset(self._names),
             docker_only=frozenset(self._docker_only),
-            unknown=(
-                *self._unknown[:_UNKNOWN],
-                *([f"{more} more things could not be determined."] if more > 0 else []),
-            ),
+            unknown=tuple(kept),
         )
 
     def read(self, instruction: Instruction) -> None:
         """Takes one instruction in. Raises DockerfileInvalid."""
         if not self.stages and instruction.name not in {"ARG", "FROM"}:
             raise invalid(instruction.line, f"{instruction.name} before the first FROM")
+        self._variables.triggered = instruction.trigger is not None
+        if self._variables.triggered:
+            self._docker_only.add("ONBUILD")
         inner = instruction.trigger or instruction
         match inner.name:
             case "FROM":
                 self._from(inner)
             case "ARG":
-                self._arg(inner, declare=inner is instruction)
-            case "ENV" if inner is instruction:
+                self._arg(inner)
+            case "ENV":
                 self._env(inner)
             case "COPY" | "ADD":
                 self._copy(inner)
@@ -169,12 +172,11 @@ class _Reader:
                 self._docker_only.add(inner.name)
             case _:
                 pass
-        if inner is not instruction:
-            self._docker_only.add("ONBUILD")
+
+    # -- stages and variables ----------------------------------------------------------------
 
     def _from(self, instruction: Instruction) -> None:
-        line = instruction.line
-        words = instruction.rest.split()
+        line, words = instruction.line, instruction.words
         if len(words) not in {1, _FROM_WORDS} or (len(words) > 1 and words[1].lower() != "as"):
             raise invalid(line, "FROM takes an image, or IMAGE AS NAME")
         if len(self.stages) == _STAGES:
@@ -182,78 +184,81 @@ class _Reader:
         for flag in instruction.flags:
             if not flag.startswith("--platform="):
                 raise invalid(line, f"FROM has no flag {quoted(flag)}")
-            self._known(flag.partition("=")[2], self._global, line, "the platform")
-        name = words[2].lower() if len(words) > 1 else None
+        written = words[2] if len(words) > 1 else None
+        name = written.lower() if written is not None else None
         if name is not None and not _STAGE_NAME.fullmatch(name):
             raise invalid(line, f"{quoted(words[2])} cannot name a stage")
-        expansion = expand(words[0], self._global, self._source.escape)
+        if name in self.numbers:
+            self._doubt(line, _ANY, f"which stage {quoted(words[2])} is")
+        expansion = self._base(words[0], line)
+        base, lower = expansion.text, expansion.text.lower()
+        if expansion.missing or base == "scratch" or (lower in self.numbers and not base.isdigit()):
+            image = None
+        else:
+            image = self._image(base, line)
+        self._variables.enter_stage(name, None if expansion.missing else lower)
+        number = len(self.stages)
+        self.stages.append(Stage(name=name, base=base, image=image, line=line))
+        self.numbers |= {str(number): number} | ({name: number} if name else {})
+        self._written |= {str(number), written or str(number)}
+
+    def _base(self, word: str, line: int) -> Expansion:
+        expansion = self._variables.expand(word, self._variables.outside)
         base = expansion.text
-        image = None
         if expansion.missing:
-            nothing = {**self._global, **dict.fromkeys(expansion.missing, "")}
-            if not expand(words[0], nothing, self._source.escape).text:
+            nothing = {**dict.fromkeys(expansion.missing, ""), **self._variables.outside}
+            if not self._variables.expand(word, nothing).text:
                 names = ", ".join(map(quoted, expansion.missing))
                 raise invalid(line, f"FROM names no image: no --build-arg gives {names}")
-            self._note(line, "the base image", words[0], expansion.missing)
-        elif base != "scratch" and base.lower() not in self._environments:
-            image = self._image(base, line)
-        self._earlier = set(self.stage_names)
-        self.stages.append(Stage(name=name, base=base, image=image, line=line))
-        self._environment = dict(self._environments.get(base.lower(), {}))
-        self._values = dict(self._environment)
-        if name is not None:
-            self._environments[name] = self._environment
-        self.stage_names |= {str(len(self.stages) - 1)} | ({name} if name else set())
+            self._note(line, _IMAGES, "the base image", word, expansion.missing)
+        elif base.lower() in self.numbers and (base.isdigit() or base not in self._written):
+            self._doubt(line, _ANY, f"whether {quoted(base)} is a stage")
+        return expansion
 
-    def _arg(self, instruction: Instruction, *, declare: bool) -> None:
-        words = split_words(instruction.rest, self._source.escape)
+    def _arg(self, instruction: Instruction) -> None:
+        words = split_words(instruction.rest, self._variables.escape)
         if not words:
             raise invalid(instruction.line, "ARG needs a name, and closed quotes")
         for word in words:
             name, has_default, default = word.partition("=")
-            if not 0 < len(name) <= _NAME_CHARACTERS:
+            if not _NAME.fullmatch(name):
                 raise invalid(instruction.line, f"ARG cannot declare {quoted(name)}")
             self._names.add(name)
-            if not declare:
-                continue
-            scope = self._values if self.stages else self._global
-            if name in self._build_args:
-                scope[name] = self._build_args[name]
-            elif has_default:
-                expansion = expand(default, scope, self._source.escape)
-                scope.pop(name, None)
-                if not expansion.missing:
-                    scope[name] = expansion.text
-            elif self.stages and name in self._global:
-                scope[name] = self._global[name]
-            if name in self._environment:  # ENV wins over ARG
-                scope[name] = self._environment[name]
+            if self._variables.triggered:
+                self._set(name, None, instruction.line)
+            else:
+                self._variables.declare(name, default if has_default else None)
 
     def _env(self, instruction: Instruction) -> None:
-        words = split_words(instruction.rest, self._source.escape)
+        words = split_words(instruction.rest, self._variables.escape)
         if not words:
             raise invalid(instruction.line, "ENV needs NAME=VALUE, and closed quotes")
         if "=" not in words[0]:
-            words = ["=".join(instruction.rest.split(None, 1))]
+            words = ["=".join(ARGUMENT_SPACE.split(instruction.rest, maxsplit=1))]
         pairs = [word.partition("=")[::2] for word in words]
         # All values see what stood before this instruction.
-        expansions = [expand(value, self._values, self._source.escape) for _, value in pairs]
-        if len(self._environment) + len(pairs) > _NAMES:
-            raise invalid(instruction.line, f"more than {_NAMES} names in ENV")
+        inside = self._variables.inside
+        expansions = [self._variables.expand(value, inside) for _, value in pairs]
         for (name, _), expansion in zip(pairs, expansions, strict=True):
-            for scope in (self._environment, self._values):
-                scope.pop(name, None)
-                if not expansion.missing:
-                    scope[name] = expansion.text
+            if not _NAME.fullmatch(name):
+                raise invalid(instruction.line, f"ENV cannot set {quoted(name)}")
+            self._set(name, None if expansion.missing else expansion.text, instruction.line)
+
+    def _set(self, name: str, value: str | None, line: int) -> None:
+        self._variables.set(name, value)
+        if len(self._variables.set_by_env) > _NAMES:
+            raise invalid(line, f"more than {_NAMES} names in ENV")
+
+    # -- what instructions ask for -----------------------------------------------------------
 
     def _copy(self, instruction: Instruction) -> None:
         line = instruction.line
         for flag in instruction.flags:
             name, equals, value = flag.partition("=")
             if name == "--from" and instruction.name == "COPY":
-                self._other(value if equals else "", line)
+                self._copied_from(value if equals else "", line)
             elif name not in _HARMLESS_FLAGS:
-                self._unknown.append(f"Line {line}: the flag {quoted(name)} is not known.")
+                self._say(line, _IMAGES | _ADDED, f"the flag {quoted(name)} is not known")
         words = instruction.words
         if len(words) < _COPY_WORDS:
             raise invalid(line, f"{instruction.name} needs a source and a destination")
@@ -264,13 +269,13 @@ class _Reader:
                     self._add(word, line)
 
     def _add(self, word: str, line: int) -> None:
-        expansion = expand(word, self._values, self._source.escape)
+        expansion = self._variables.expand(word, self._variables.inside)
         if _REMOTE.fullmatch(expansion.text):
             self._remote_adds[_USER_INFO.sub("", expansion.text)] = None
-        elif not expansion.missing or not word.lstrip("\"'").startswith("$"):
+        elif not expansion.missing or _LOCAL.match(word):
             return
         if expansion.missing:
-            self._note(line, "the source of ADD", word, expansion.missing)
+            self._note(line, _ADDED, "the source of ADD", word, expansion.missing)
 
     def _run(self, instruction: Instruction) -> None:
         line = instruction.line
@@ -279,52 +284,99 @@ class _Reader:
             if name == "--mount":
                 self._mount(value, line)
             elif name == "--network":
-                self._one_of(_NETWORKS, self._networks, value, line, "network")
+                self._choice("networks", value, line)
             elif name == "--security":
-                self._one_of(_SECURITIES, self._securities, value, line, "security mode")
+                self._choice("securities", value, line)
             else:
-                self._unknown.append(f"Line {line}: the flag {quoted(name)} is not known.")
+                self._say(line, _RUN, f"the flag {quoted(name)} is not known")
 
     def _mount(self, value: str, line: int) -> None:
-        try:
-            rows = list(csv.reader([value], strict=True))
-        except csv.Error:
-            raise invalid(line, f"not a mount: {quoted(value)}") from None
-        fields: dict[str, str] = {}
-        for field in rows[0] if rows else []:
-            key, _, text = field.partition("=")
-            key = {"dst": "target", "destination": "target"}.get(key.lower(), key.lower())
-            fields[key] = text
-        kind = fields.get("type", "bind")
-        self._one_of(_MOUNTS, self._mounts, kind, line, "kind of mount")
-        if "from" in fields:
-            self._other(fields["from"], line)
-        if kind.lower() == "secret":
-            wanted = fields.get("id") or posixpath.basename(fields.get("target", ""))
-            secret = self._known(wanted, self._values, line, "the id of a secret")
-            if secret:
-                self._secrets.add(secret)
-            elif not wanted:
-                self._unknown.append(f"Line {line}: the secret that is mounted has no id.")
+        fields = value.split(",")
+        if any(map(self._hides, fields)):
+            self._say(line, _MOUNTED, f"the mount {quoted(value)} cannot be determined")
+        pairs = [(key.lower(), text) for key, _, text in (f.partition("=") for f in fields)]
+        kinds = [text for key, text in pairs if key == "type"] or ["bind"]
+        for kind in kinds:
+            self._choice("mounts", kind, line)
+        for key, text in pairs:
+            if key == "from":
+                self._mounted_from(text, line)
+        if "secret" in {kind.lower() for kind in kinds}:
+            self._secret(pairs, line)
 
-    def _one_of(
-        self, allowed: frozenset[str], found: set[str], value: str, line: int, what: str
-    ) -> None:
-        known = self._known(value, self._values, line, f"the {what}")
+    def _hides(self, field: str) -> bool:
+        """Whether a field could be more fields, or another, once its variables are replaced.
+
+        BuildKit reads the fields as CSV and then replaces variables; buildah replaces them first
+        and then cuts at each comma, quoted or not.
+        """
+        key, _, _ = field.partition("=")
+        expansion = self._variables.expand(field, self._variables.inside)
+        return (
+            not _MOUNT_KEY.fullmatch(key)
+            or "," in expansion.text
+            or any(name in self._variables.inside for name in expansion.missing)
+            or (bool(expansion.missing) and "$" in _SIMPLE_VARIABLE.sub("", field))
+            or (self._variables.triggered and "$" in field)
+        )
+
+    def _secret(self, pairs: list[tuple[str, str]], line: int) -> None:
+        fields = dict(pairs)
+        target = fields.get("target") or fields.get("dst") or fields.get("destination") or ""
+        wanted = fields.get("id") or posixpath.basename(target)
+        secret = self._known(wanted, self._variables.inside, line, "the id of a secret", _SECRETS)
+        if secret:
+            self._secrets.add(secret)
+        elif not wanted:
+            self._say(line, _SECRETS, "the secret that is mounted has no id")
+
+    def _choice(self, fact: str, value: str, line: int) -> None:
+        what, allowed = _CHOICES[fact]
+        spoils = {fact} | (_SECRETS if fact == "mounts" else set())
+        known = self._known(value, self._variables.inside, line, f"the {what}", frozenset(spoils))
         if known is None:
             return
         if known.lower() not in allowed:
             raise invalid(line, f"{quoted(known)} is no {what}")
-        found.add(known.lower())
+        self._chosen[fact].add(known.lower())
 
-    def _other(self, written: str, line: int) -> None:
-        """Takes in what ``--from=`` or ``from=`` names: a stage, or an image."""
+    # -- stages and images that others are copied or mounted from ---------------------------------
+
+    def _copied_from(self, written: str, line: int) -> None:
+        """Takes in ``COPY --from=``, in which buildah replaces what ARG declares alone."""
+        variables = self._variables
+        name = self._other(written, variables.arguments, line)
+        if name is None:
+            return
+        if variables.expand(written, variables.inside).text != name:
+            self._doubt(line, _IMAGES, f"what {quoted(written)} stands for")
+        self._needs(name, variables.expand(written, variables.planned).text, line)
+
+    def _mounted_from(self, written: str, line: int) -> None:
+        name = self._other(written, self._variables.inside, line)
+        if name is not None:
+            self._needs(name, "" if written.isdigit() else written, line)
+
+    def _other(self, written: str, values: Values, line: int) -> str | None:
         if not written:
             raise invalid(line, "from needs a stage or an image")
-        scope = ChainMap(self._values, self._global)
-        name = self._known(written, scope, line, "what is copied from")
-        if name and name != "scratch" and name.lower() not in self._earlier:
-            self._image(name, line)
+        return self._known(written, values, line, "what is copied from", _IMAGES)
+
+    def _needs(self, name: str, planned: str, line: int) -> None:
+        """Takes in the name of a stage or image.
+
+        Args:
+            name: What it is when the instruction runs.
+            planned: What buildah takes it for when it plans which stages to build. One that it
+                has not planned it leaves out, and pulls an image of that name.
+            line: Of the instruction.
+        """
+        number = self.numbers.get(name.lower(), len(self.stages) - 1)
+        if number == len(self.stages) - 1:
+            if name and name != "scratch":
+                self._image(name, line)
+        elif name not in self._written or name != planned or self._variables.triggered:
+            self._doubt(line, _IMAGES, f"whether {quoted(name)} is a stage")
 
     def _image(self, text: str, line: int) -> ImageReference:
         try:
@@ -334,13 +386,25 @@ class _Reader:
         self._images[image] = None
         return image
 
-    def _known(self, word: str, values: Mapping[str, str], line: int, what: str) -> str | None:
-        expansion = expand(word, values, self._source.escape)
+    # -- what is known and what is not ---------------------------------------------------------
+
+    def _known(
+        self, word: str, values: Values, line: int, what: str, spoils: frozenset[str]
+    ) -> str | None:
+        expansion = self._variables.expand(word, values)
         if expansion.missing:
-            self._note(line, what, word, expansion.missing)
+            self._note(line, spoils, what, word, expansion.missing)
             return None
         return expansion.text
 
-    def _note(self, line: int, what: str, word: str, missing: tuple[str, ...]) -> None:
+    def _note(
+        self, line: int, spoils: frozenset[str], what: str, word: str, missing: tuple[str, ...]
+    ) -> None:
         names = ", ".join(missing[:3])
-        self._unknown.append(f"Line {line}: {what} {quoted(word)} cannot be determined ({names}).")
+        self._say(line, spoils, f"{what} {quoted(word)} cannot be determined ({names})")
+
+    def _doubt(self, line: int, spoils: frozenset[str], what: str) -> None:
+        self._say(line, spoils, f"builders differ on {what}")
+
+    def _say(self, line: int, spoils: frozenset[str], what: str) -> None:
+        self._unknown.append(Unknown(spoils, f"Line {line}: {what}."))

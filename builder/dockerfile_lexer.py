@@ -1,7 +1,8 @@
 """The lines of a Dockerfile as instructions: directives, continuations, here-documents.
 
-Follows the parser of BuildKit's frontend 1.x (``frontend/dockerfile/parser``), which buildah's
-was copied from. Linear in the length of the input, whatever it holds.
+Follows the parser of BuildKit's frontend 1.x (``frontend/dockerfile/parser``), and calls a line
+doubtful where buildah's, an older copy with changes of its own, could make something else of it.
+``tests/dockerfiles`` has an example of each. Linear in the length of the input, whatever it holds.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from builder.errors import DockerfileInvalid
+from builder.variables import expand
 
 DOCKERFILE_BYTES = 1 << 20
 INSTRUCTIONS = frozenset(
@@ -18,15 +20,27 @@ INSTRUCTIONS = frozenset(
 )
 _WITH_FLAGS = frozenset({"ADD", "COPY", "FROM", "RUN"})
 _WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
+_WITHOUT_FLAGS = frozenset({"ARG", "ENV"})
 _DIRECTIVE = re.compile(r"#\s*+([a-zA-Z][a-zA-Z0-9]*+)\s*+=(.*)", re.DOTALL)
 _DIRECTIVES = frozenset({"syntax", "escape", "check"})
-_COMMAND = re.compile(r"(\S++)\s*+(.*)", re.DOTALL)
+_ESCAPE_OF_BUILDAH = re.compile(r"#[ \t]*+escape[ \t]*+=[ \t]*+(.)", re.IGNORECASE)
+_DOUBTFUL_CHARACTER = re.compile(r"[\x1c-\x1f]|\r\r(?:\n|\Z)")
+"""Go's white space lacks the former; of the latter buildah drops one and BuildKit all."""
+_COMMAND = re.compile(r"([^\t\v\f\r ]++)[\t\v\f\r ]*+(.*)", re.DOTALL)
+ARGUMENT_SPACE = re.compile(r"[\t\v\f\r ]++")
 _FLAG_PIECE = re.compile(
     r"""[^\s'"\\]++|\\.?|'(?:[^'\\]++|\\.)*'|"(?:[^"\\]++|\\.)*\"""", re.DOTALL
 )
 # Pieces are put together in loops: Python before 3.11.5 gets repetitions of whole groups wrong
 # where they are possessive (gh-106052), and plain ones would need memory for each character.
-_HEREDOC = re.compile(r"[0-9]*<<(-?)(\s*)([^<]+)", re.DOTALL)
+_HEREDOC = re.compile(r"[0-9]*+<<(-?+)([ \t]*+)([^<]+)", re.DOTALL)
+_HEREDOC_PIECE = re.compile(
+    r"""<<-?[ \t]*+|\\.?|'[^']*+'|"(?:[^"\\]++|\\.)*"|[^\s'"\\<]++|<""", re.DOTALL
+)
+_DOUBTFUL_HEREDOC = re.compile(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*+\})|[\udc80-\udcff]")
+"""Beside a here-document: substitutions, whose words are split or make buildah see none; bytes
+that are no UTF-8, which are replaced before they are compared with the line that ends it."""
+_JSON = json.JSONDecoder()
 _QUOTE_CHARACTERS = 100
 
 
@@ -60,7 +74,7 @@ class Instruction:
     @property
     def words(self) -> list[str]:
         """The arguments of the JSON form, or else the words."""
-        return json_form(self.rest) or self.rest.split()
+        return json_form(self.rest) or [word for word in ARGUMENT_SPACE.split(self.rest) if word]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +102,11 @@ def read_source(data: bytes) -> Source:
     directives = _directives(lines)
     escape = directives.get("escape", "\\")
     reader = _Reader(lines, escape)
+    theirs = _ESCAPE_OF_BUILDAH.match(lines[0].lstrip())
+    if escape != (theirs[1] if theirs else "\\"):
+        reader.doubtful.append("Builders differ on whether the directive `# escape=` counts.")
+    if (odd := _DOUBTFUL_CHARACTER.search(text)) is not None:
+        reader.doubt(text.count("\n", 0, odd.start()) + 1, "holds control characters")
     return Source(
         frontend=directives.get("syntax", "").partition(" ")[0] or None,
         escape=escape,
@@ -125,13 +144,17 @@ class _Reader:
         self._last_untabbed = {line.lstrip("\t"): number for number, line in enumerate(lines)}
         self.doubtful: list[str] = []
 
+    def doubt(self, line: int, what: str) -> None:
+        self.doubtful.append(f"Line {line} {what}, which builders read differently.")
+
     def instructions(self) -> Iterator[Instruction]:
         while self._next < len(self._lines):
             start = self._next + 1
             text = self._logical_line()
             if text:
                 instruction = parse_instruction(start, text)
-                self._skip_heredocs(instruction)
+                self._look_twice(instruction.trigger or instruction, text)
+                self._skip_heredocs(instruction.trigger or instruction, text)
                 yield instruction
 
     def _logical_line(self) -> str:
@@ -148,18 +171,29 @@ class _Reader:
             more = body.endswith(self._escape)
             if more and body[:-1].endswith(self._escape):
                 more = False
-                self.doubtful.append(
-                    f"Line {self._next} ends in two escape characters, which builders read "
-                    "differently."
-                )
+                self.doubt(self._next, "ends in two escape characters")
             parts.append(body[:-1] if more else line)
         return "".join(parts).strip()
 
-    def _skip_heredocs(self, instruction: Instruction) -> None:
-        inner = instruction.trigger or instruction
-        if inner.name not in _WITH_HEREDOCS or json_form(inner.rest) is not None:
+    def _look_twice(self, instruction: Instruction, text: str) -> None:
+        if instruction.name in _WITH_FLAGS:
+            head = text[: len(text) - len(instruction.rest)] if instruction.flags else ""
+            if not head.isascii():
+                self.doubt(instruction.line, "has flags outside ASCII")
+        if instruction.name in _WITH_HEREDOCS and _json_end(instruction.rest) is not None:
+            self.doubt(instruction.line, "goes on behind its JSON form")
+
+    def _skip_heredocs(self, instruction: Instruction, text: str) -> None:
+        if (
+            instruction.name not in _WITH_HEREDOCS
+            or "<<" not in text
+            or json_form(instruction.rest) is not None
+        ):
             return
-        for heredoc in heredocs(inner.rest):
+        found = heredocs(text)  # also in flags, which is where buildah looks too
+        if _DOUBTFUL_HEREDOC.search(text):
+            self.doubt(instruction.line, "has a here-document beside a substitution or odd bytes")
+        for heredoc in found:
             last = (self._last_untabbed if heredoc.chomp else self._last).get(heredoc.name, -1)
             if last < self._next:
                 if heredoc.spaced:  # as in $((1 << 2)), which older parsers leave alone
@@ -167,6 +201,10 @@ class _Reader:
                 raise invalid(
                     instruction.line, f"the here-document {quoted(heredoc.name)} has no end"
                 )
+            if "$" in heredoc.name:
+                raise invalid(instruction.line, "a variable names a here-document")
+            if heredoc.spaced:
+                self.doubt(instruction.line, "has white space in front of a here-document's name")
             while True:
                 line = self._lines[self._next]
                 self._next += 1
@@ -187,6 +225,8 @@ def parse_instruction(line: int, text: str, *, nested: bool = False) -> Instruct
         return Instruction(line=line, name=name, rest=rest, trigger=trigger)
     if nested and name in {"FROM", "MAINTAINER"}:
         raise invalid(line, f"{name} cannot be a trigger of ONBUILD")
+    if name in _WITHOUT_FLAGS and rest.startswith("--"):
+        raise invalid(line, f"{name} has no flags")
     flags: list[str] = []
     position = 0
     while name in _WITH_FLAGS and rest.startswith("--", position):
@@ -227,27 +267,39 @@ def _unquoted(flag: str) -> str:
 
 
 def json_form(rest: str) -> list[str] | None:
-    """The strings of an instruction's JSON form, or None where it is not in that form."""
+    """The strings of an instruction's JSON form, or None where it is not in that form.
+
+    Like builders, does not look at what follows the closing bracket.
+    """
+    found = _json_list(rest)
+    return None if found is None else found[0]
+
+
+def _json_end(rest: str) -> int | None:
+    """Where the JSON form ends, if that is not the end of ``rest``."""
+    found = _json_list(rest)
+    return None if found is None or found[1] == len(rest) else found[1]
+
+
+def _json_list(rest: str) -> tuple[list[str], int] | None:
     if not rest.startswith("["):
         return None
     try:
-        value = json.loads(rest)
+        value, end = _JSON.raw_decode(rest)
     except (ValueError, RecursionError):
         return None
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    return None
+    return (value, end) if all(isinstance(item, str) for item in value) else None
 
 
 def split_words(text: str, escape: str) -> list[str] | None:
-    """Words with their quotes and escapes kept; None where a quote stays open.
-
-    White space behind ``<<`` does not end a word, as in ``<< EOF``.
-    """
+    """Words with their quotes and escapes kept; None where a quote stays open."""
     e = re.escape(escape)
-    piece = re.compile(
-        rf"""<<[ \t]*+|{e}.?|'[^']*+'|"(?:[^"{e}]++|{e}.)*"|[^\s'"{e}<]++|<""", re.DOTALL
+    return _split(
+        re.compile(rf"""{e}.?|'[^']*+'|"(?:[^"{e}]++|{e}.)*"|[^\s'"{e}]++""", re.DOTALL), text
     )
+
+
+def _split(piece: re.Pattern[str], text: str) -> list[str] | None:
     words = []
     text = text.rstrip()
     position = 0
@@ -268,24 +320,20 @@ class Heredoc:
     spaced: bool
 
 
-def heredocs(rest: str) -> list[Heredoc]:
-    """The here-documents that a line opens, in order."""
+def heredocs(text: str) -> list[Heredoc]:
+    """The here-documents that a logical line opens, in order.
+
+    White space behind ``<<`` does not end a word, as in ``<< EOF``.
+    """
     found = []
-    for word in split_words(rest, "\\") or [] if "<<" in rest else []:
+    for word in _split(_HEREDOC_PIECE, text) or []:
         match = _HEREDOC.fullmatch(word)
-        if match and not (match[1] and match[2]):
-            found.append(Heredoc(_plain(match[3]), bool(match[1]), bool(match[2])))
+        if match:
+            name = expand(match[3], {}, "\\").text
+            if name:
+                found.append(Heredoc(name, bool(match[1]), bool(match[2])))
     return found
 
 
 def is_heredoc(word: str) -> bool:
     return _HEREDOC.fullmatch(word) is not None
-
-
-def _plain(word: str) -> str:
-    """A word without its quotes; a backslash is kept within single quotes."""
-    return re.sub(
-        r"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)""",
-        lambda m: m[1] or (re.sub(r'\\(["$\\])', r"\1", m[2]) if m[2] else "") or m[3] or "",
-        word,
-    )

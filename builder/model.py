@@ -67,10 +67,19 @@ class BuildPlan:
 
 
 class Builder(Protocol):
-    """One userspace builder."""
+    """One userspace builder.
+
+    Attributes:
+        uid: Inside the sandbox.
+        capabilities: That it needs in the sandbox's own kernel.
+        runs_frontends: Whether it runs what ``# syntax=`` names.
+    """
 
     name: str
     recipe: Recipe
+    uid: int
+    capabilities: tuple[str, ...]
+    runs_frontends: bool
 
     def plan(self, request: BuildInput) -> BuildPlan:
         """How to build ``request``. Pure."""

@@ -7,6 +7,7 @@ Expansion(text='debian:$TAG', missing=('TAG',))
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,12 @@ TEXT_CHARACTERS = 4096
 """Of one expanded word: `ARG B=$A$A`, `ARG C=$B$B` and so on would double without end."""
 _DEPTH = 16
 _OPERATOR = re.compile(r":?[-+?]|\}")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*+|[0-9]++|[@*#?$!-]")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*+")
+_PARAMETERS = "0123456789@*#?$!-"
+"""Where a name would stand: builders read them differently."""
+
+Values = Mapping[str, str | None]
+"""What names stand for; None where that is set, and nobody can tell to what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +40,12 @@ class _Unreadable(ValueError):
     """A word that has no reading; the message says why."""
 
 
-def expand(word: str, values: Mapping[str, str], escape: str) -> Expansion:
+def expand(word: str, values: Values, escape: str) -> Expansion:
     """Replaces ``$X``, ``${X}``, ``${X:-d}``, ``${X-d}``, ``${X:+a}`` and ``${X+a}``."""
-    reader = _Reader(word, values, escape)
+    word = word.removeprefix("\ufeff")  # which Go's text/scanner drops
+    reader = _Reader(word, values)
+    if escape != "\\" and ("\\" in word or escape in word):  # buildah knows the backslash alone
+        return Expansion(word[:TEXT_CHARACTERS], ("an escape",))
     try:
         text = reader.until("", 0)
     except _Unreadable as error:
@@ -44,11 +53,91 @@ def expand(word: str, values: Mapping[str, str], escape: str) -> Expansion:
     return Expansion(text, tuple(dict.fromkeys(reader.missing)))
 
 
+class Variables:
+    """What names stand for, from one instruction to the next.
+
+    Attributes:
+        escape: Of the Dockerfile.
+        triggered: Whether words are those of an ONBUILD, whose variables are another build's.
+        set_by_env: Names that ENV set in any stage.
+    """
+
+    def __init__(
+        self, escape: str, build_args: Mapping[str, str], predefined: Mapping[str, str]
+    ) -> None:
+        self.triggered = False
+        self.set_by_env: dict[str, None] = {}
+        self.escape = escape
+        self._build_args = dict[str, str | None](build_args)
+        # One that the user sets counts for BuildKit, and for buildah only sometimes.
+        self._predefined = {k: None if k in build_args else v for k, v in predefined.items()}
+        self._global: dict[str, str | None] = {}
+        """Of each ARG before the first FROM."""
+        self._scope = self._global
+        """Where ARG declares."""
+        self._environment: dict[str, str | None] = {}
+        """Of the current stage's ENV, which wins over ARG and which later stages inherit."""
+        self._environments: dict[str, dict[str, str | None]] = {}
+
+    def expand(self, word: str, values: Values) -> Expansion:
+        """``word``, with one of the mappings below."""
+        if self.triggered and "$" in word:
+            return Expansion(word[:TEXT_CHARACTERS], ("another build triggers it",))
+        return expand(word, values, self.escape)
+
+    @property
+    def outside(self) -> Values:
+        """For FROM."""
+        return ChainMap(self._global, self._predefined)
+
+    @property
+    def inside(self) -> Values:
+        """For instructions of the current stage."""
+        return ChainMap(self._environment, self._scope)
+
+    @property
+    def arguments(self) -> Values:
+        """Those of the current stage that ARG declares."""
+        return self._scope
+
+    @property
+    def planned(self) -> Values:
+        """For what buildah reads before it builds anything."""
+        return ChainMap(self._predefined, self._build_args, self._global)
+
+    def enter_stage(self, name: str | None, base: str | None) -> None:
+        """Begins a stage ``name`` from ``base``; None for one that could be any stage."""
+        if base is None:
+            self._environment = dict.fromkeys(self.set_by_env)
+        else:
+            self._environment = dict(self._environments.get(base, {}))
+        self._scope = {}
+        if name is not None:
+            self._environments[name] = self._environment
+
+    def declare(self, name: str, default: str | None) -> None:
+        """ARG."""
+        if name in self._predefined:
+            # A default counts for BuildKit and not for buildah.
+            self._scope[name] = self._predefined[name] if default is None else None
+        elif name in self._build_args:
+            self._scope[name] = self._build_args[name]
+        elif default is not None:
+            expansion = self.expand(default, self.inside)
+            self._scope[name] = None if expansion.missing else expansion.text
+        elif name in self._global:
+            self._scope[name] = self._global[name]
+
+    def set(self, name: str, value: str | None) -> None:
+        """ENV; or an ONBUILD, which may set ``name`` in stages that start from this one."""
+        self._environment[name] = None if self.triggered else value
+        self.set_by_env[name] = None
+
+
 class _Reader:
-    def __init__(self, word: str, values: Mapping[str, str], escape: str) -> None:
+    def __init__(self, word: str, values: Values) -> None:
         self._word = word
         self._values = values
-        self._escape = escape
         self._at = 0
         self._length = 0
         self.missing: list[str] = []
@@ -66,7 +155,7 @@ class _Reader:
                 return "".join(out)
             if char == "$":
                 piece = self._variable(depth)
-            elif char == self._escape:
+            elif char == "\\":
                 piece = self._escaped(quote=quote)
             elif char == '"':
                 self._at += 1
@@ -88,8 +177,8 @@ class _Reader:
     def _escaped(self, *, quote: bool) -> str:
         following = self._word[self._at + 1 : self._at + 2]
         self._at += 1 + len(following)
-        if quote and following not in {'"', "$", self._escape}:
-            return self._escape + following
+        if quote and following not in {'"', "$", "\\"}:
+            return "\\" + following
         return following
 
     def _single_quoted(self) -> str:
@@ -104,6 +193,9 @@ class _Reader:
         start = self._at
         brace = self._word.startswith("{", start + 1)
         name = _NAME.match(self._word, start + 1 + brace)
+        following = self._word[name.end() if name else start + 1 + brace :][:1]
+        if not following.isascii() or (name is None and following and following in _PARAMETERS):
+            raise _Unreadable("a parameter, or a name outside ASCII")
         if name is None:
             if brace:
                 raise _Unreadable("a bad substitution")
@@ -121,8 +213,10 @@ class _Reader:
         return self._modified(name[0], operator[0], start, depth)
 
     def _value(self, name: str, start: int) -> str:
-        if name in self._values:
-            return self._values[name]
+        value = self._values.get(name)
+        return self._miss(name, start) if value is None else value
+
+    def _miss(self, name: str, start: int) -> str:
         self.missing.append(name[:100])
         return self._word[start : self._at]
 
@@ -130,14 +224,12 @@ class _Reader:
         known = len(self.missing)
         word = self.until("}", depth + 1)
         value = self._values.get(name)
-        is_set = bool(value) if operator.startswith(":") else value is not None
+        unsure = value is None and name in self._values
+        filled = bool(value) if operator.startswith(":") else value is not None
         kind = operator[-1]
-        if is_set == (kind == "+") and kind != "?":
+        if not unsure and kind != "?" and filled == (kind == "+"):
             return word
         del self.missing[known:]  # the word is not used
-        if kind == "+":
-            return ""
-        if is_set:
-            return value or ""
-        self.missing.append(name[:100])
-        return self._word[start : self._at]
+        if unsure or (kind == "?" and not filled):
+            return self._miss(name, start)
+        return "" if kind == "+" else value or ""

@@ -120,6 +120,12 @@ class ImageReference:
         """The same repository, by digest alone."""
         return replace(self, tag=None, digest=digest)
 
+    def pulled(self) -> "ImageReference":
+        """What a registry is asked for: a digest alone, or a tag, which is ``latest`` if none."""
+        if self.digest is not None:
+            return self.at(self.digest)
+        return self if self.tag is not None else replace(self, tag="latest")
+
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.name}{tag}" + (f"@{self.digest}" if self.digest else "")

@@ -6,24 +6,23 @@ Read ``Build.run`` from top to bottom: each step takes what the one before made.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from builder.dockerfile import read_dockerfile
 from builder.model import Builder, BuildInput, BuildPlan
 from policies import engine
-from policies.document import Policy
 from policies.facts import BuildFacts
-from policies.model import Decision, Denial, Isolation, Limits, Trust, plain
+from policies.model import Decision, Denial, Isolation, plain
 from policies.reference import DOCKER_HUB, Digest, ImageReference
 from runner import events, gc, outcome, publish
 from runner.cancel import Cancellation
 from runner.context import BuildContext, snapshot
 from runner.errors import (
-    BuilderUnknown,
+    BuilderCorrupt,
+    BuilderNotInstalled,
     Cancelled,
     InvalidReference,
     IsolationUnavailable,
@@ -34,18 +33,17 @@ from runner.errors import (
     UsageError,
 )
 from runner.events import Broadcast, Listener, Stage
-from runner.files import Home
+from runner.facts import build_facts, named_parts, offered, warnings, with_bases
 from runner.gateway.registry import REPOSITORY
 from runner.gateway.session import Door, Session
 from runner.journal import Journal
 from runner.output import Output, write_output
-from runner.registry.auth import Credentials
 from runner.registry.client import RegistryClient
 from runner.request import BuilderUsed, BuildRequest, BuildResult
-from runner.settings import Settings
 from runner.state import BuildDirectory
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed, RootfsStore
+from runner.tools import Tools
 from runner.verify import StagedImage, VerifiedImage, verify
 from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Backend, Outcome, SandboxSpec
 
@@ -53,18 +51,6 @@ _T = TypeVar("_T")
 
 PLATFORMS = ("linux/amd64",)
 """What sandboxes here can run: the kernel inside emulates no other processor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What builds are made with: this host's parts, the same for every request."""
-
-    settings: Settings
-    home: Home
-    policies: Sequence[Policy]
-    backends: Mapping[str, Backend]
-    builders: Mapping[str, Builder]
-    credentials: Credentials
 
 
 def submit(
@@ -91,6 +77,16 @@ def submit(
         directory.close()
         with suppress(OSError):  # the next one tries again
             gc.trim(tools.home, tools.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the request names, as this host has it."""
+
+    backend: Backend
+    builder: Builder
+    installed: Installed
+    isolations: frozenset[Isolation]
 
 
 class Build:
@@ -128,30 +124,33 @@ class Build:
 
     def _build(self) -> BuildResult:
         with self._journal.stage(Stage.PREPARE):
-            backend, builder, isolation = self._prepare()
+            parts = self._prepare()
         with self._journal.stage(Stage.CONTEXT):
             context = self._snapshot()
         with self._journal.stage(Stage.DECIDE):
-            facts = self._facts(context, isolation)
+            facts = self._facts(context, parts)
             decision = self._decide(facts)
         with ExitStack() as stack:
-            root = stack.enter_context(RootfsStore(self._tools.home.builders).using(builder.name))
-            place = backend.reserve(self._directory.id)
+            root = stack.enter_context(self._root(parts.installed))
+            place = parts.backend.reserve(self._directory.id)
             stack.callback(place.release)
             door = Door(place.door, GATEWAY_SOCKET, place.peer_uid)
             session = stack.enter_context(self._session(door, decision, facts))
             with self._journal.stage(Stage.RESOLVE):
-                self._resolve(session, facts.dockerfile.images, decision.limits)
+                facts = self._resolve(session, facts, decision)
+                decision = self._decide(facts)
+                session.decide(decision)
+                self._emit(events.Decided(decision))
                 self._ask_destinations()
             with self._journal.stage(Stage.LAUNCH):
                 spec = SandboxSpec(
                     isolation=decision.isolation,
                     limits=decision.limits,
-                    plan=self._plan(builder, context, facts, session),
+                    plan=self._plan(parts.builder, context, facts, session),
                     root=root.root,
                     context=context.tar,
                 )
-                sandbox = backend.launch(place, spec, self._journal.output)
+                sandbox = parts.backend.launch(place, spec, self._journal.output)
                 self._directory.write("evidence", sandbox.evidence)
                 self._emit(events.Observed(sandbox.evidence))
             with self._journal.stage(Stage.BUILD):
@@ -171,6 +170,7 @@ class Build:
         return self._result(
             context=context,
             root=root,
+            facts=facts,
             decision=decision,
             ended=ended,
             image=verified,
@@ -179,8 +179,8 @@ class Build:
 
     # -- before anything untrusted is read -------------------------------------------------
 
-    def _prepare(self) -> tuple[Backend, Builder, Isolation]:
-        """The parts that the request names, and the isolation that it gets, if it can be had."""
+    def _prepare(self) -> _Parts:
+        """The parts that the request names, if they can be had."""
         request, tools = self._request, self._tools
         if request.platform not in PLATFORMS:
             raise UsageError(
@@ -191,18 +191,14 @@ class Build:
             publish.check_destination(destination)
         if request.output is not None:
             request.output.check()
-        backend = tools.backends.get(request.backend)
-        if backend is None:
-            raise UsageError(
-                f"there is no backend {request.backend!r}",
-                advice=f"One of: {', '.join(sorted(tools.backends))}.",
-            )
-        builder = tools.builders.get(request.builder)
-        if builder is None:
-            raise BuilderUnknown(f"there is no builder {request.builder!r}")
-        isolation, _ = engine.isolation(tools.policies, Trust.UNTRUSTED)
-        backend.require(isolation)
-        return backend, builder, isolation
+        backend, builder = named_parts(request, tools)
+        isolations, unavailable = offered(backend)
+        if unavailable is not None:
+            raise unavailable
+        installed = RootfsStore(tools.home.builders).installed(builder.name)
+        if installed is None:
+            raise BuilderNotInstalled(f"the root filesystem of {builder.name} is not installed")
+        return _Parts(backend, builder, installed, isolations)
 
     # -- what can be known without running anything ------------------------------------------
 
@@ -210,7 +206,7 @@ class Build:
         context = snapshot(
             self._request.context,
             dockerfile=self._request.dockerfile,
-            limits=engine.limits(self._tools.policies),
+            limits=engine.context_limits(self._tools.policies),
             into=self._directory.context,
         )
         for warning in context.warnings:
@@ -219,43 +215,26 @@ class Build:
         self._emit(events.Snapshotted(context.digest, numbers.bytes, numbers.entries))
         return context
 
-    def _facts(self, context: BuildContext, available: Isolation) -> BuildFacts:
-        request = self._request
-        dockerfile = read_dockerfile(
-            context.dockerfile_bytes,
-            build_args=request.build_args,
-            target=request.target,
-            platform=request.platform,
+    def _facts(self, context: BuildContext, parts: _Parts) -> BuildFacts:
+        facts = build_facts(
+            self._request,
+            context,
+            builder=parts.builder,
+            builder_digest=parts.installed.digest,
+            isolations=parts.isolations,
         )
-        if dockerfile.frontend is not None:
-            self._journal.warn(
-                f"builder {request.builder} runs no frontends: # syntax={dockerfile.frontend} "
-                "has no effect"
-            )
-        for unknown in dockerfile.unknown:
-            self._journal.warn(f"{context.dockerfile}: {unknown}")
-        unused = sorted(set(request.build_args) - dockerfile.build_args - _PREDEFINED_ARGS)
-        if unused:
-            self._journal.warn(f"build args that no ARG declares: {', '.join(unused)}")
-        return BuildFacts(
-            dockerfile=dockerfile,
-            context=context.facts,
-            destinations=request.destinations,
-            backend=request.backend,
-            builder=request.builder,
-            platform=request.platform,
-            wall_seconds=request.wall_seconds,
-            available=frozenset({available}),
-        )
+        for warning in warnings(self._request, context, facts):
+            self._journal.warn(warning)
+        return facts
 
     def _decide(self, facts: BuildFacts) -> Decision:
+        """Decides twice: what base images bring along shows only when they are resolved."""
         decision = engine.decide(self._tools.policies, facts)
         self._directory.write("decision", {"facts": facts, "decision": decision})
         if isinstance(decision, Denial):
             if decision.rule == "isolation":
                 raise IsolationUnavailable(decision.reason)
-            raise PolicyDenied(decision.reason)
-        self._emit(events.Decided(decision))
+            raise PolicyDenied(f"{decision.reason} ({decision.rule})")
         return decision
 
     # -- the door, and what stands ready behind it -------------------------------------------
@@ -275,15 +254,31 @@ class Build:
             local_images=self._request.local_images,
         )
 
-    def _resolve(self, session: Session, images: Sequence[ImageReference], limits: Limits) -> None:
-        """Every base image that the Dockerfile names: resolved, authorised, pinned."""
-        end = time.monotonic() + limits.wall_seconds
-        for image in images:
-            late = TimeExceeded(f"{image} was not resolved in {limits.wall_seconds} s")
-            descriptor, _ = self._cancellation.waiting(
-                partial(session.upstream.resolve, _with_tag(image)), end - time.monotonic(), late
-            )
+    @contextmanager
+    def _root(self, installed: Installed) -> Iterator[Installed]:
+        """The builder's root filesystem that was decided about, verified and kept."""
+        with RootfsStore(self._tools.home.builders).using(installed.name) as root:
+            if root.digest != installed.digest:
+                raise BuilderCorrupt(
+                    f"the root filesystem of {installed.name} was replaced just now",
+                    advice="Submit the build again.",
+                )
+            yield root
+
+    def _resolve(self, session: Session, facts: BuildFacts, decision: Decision) -> BuildFacts:
+        """Every base image that the Dockerfile names: resolved, authorised, pinned, and read."""
+        seconds = decision.limits.wall_seconds
+        end = time.monotonic() + seconds
+
+        def patiently(what: str, work: Callable[[], _T]) -> _T:
+            late = TimeExceeded(f"{what} not resolved in {seconds} s")
+            return self._cancellation.waiting(work, end - time.monotonic(), late)
+
+        for image in facts.dockerfile.images:
+            work = partial(session.upstream.resolve, image.pulled())
+            descriptor, _ = patiently(f"{image} was", work)
             self._emit(events.Resolved(image, descriptor.digest))
+        return patiently("the base images were", partial(with_bases, facts, session.upstream))
 
     def _ask_destinations(self) -> None:
         """A destination that nobody can push to is better known before the build than after."""
@@ -368,6 +363,7 @@ class Build:
         *,
         context: BuildContext,
         root: Installed,
+        facts: BuildFacts,
         decision: Decision,
         ended: Outcome,
         image: VerifiedImage,
@@ -384,6 +380,7 @@ class Build:
             stored=str(kept) if kept.exists() else None,
             context=context.digest,
             builder=BuilderUsed(name=root.name, version=root.version, digest=root.digest),
+            facts=facts,
             decision=decision,
             evidence=ended.evidence,
             base_images={str(name): str(digest) for name, digest in base_images.items()},
@@ -411,22 +408,6 @@ class Build:
         log = str(self._directory.log) if self._directory.log.stat().st_size else ""
         with suppress(Cancelled):  # whoever read the events may be gone
             self._emit(events.Failed(error.code, error.message, error.advice, log))
-
-
-_PREDEFINED_ARGS = frozenset(
-    name
-    for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
-    for name in (proxy, proxy.lower())
-) | {"SOURCE_DATE_EPOCH"}
-"""Build args that Dockerfiles may use without declaring them."""
-
-
-def _with_tag(image: ImageReference) -> ImageReference:
-    if image.tag is None and image.digest is None:
-        return ImageReference(image.host, image.repository, "latest")
-    return ImageReference(
-        image.host, image.repository, None if image.digest else image.tag, image.digest
-    )
 
 
 def _claimed(claim: str | None) -> Digest | None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+from policies.facts import BuildFacts, SourceFacts, TimeFacts
 from policies.model import Decision
 from policies.reference import Digest, ImageReference
 from runner.output import Output
@@ -16,7 +18,12 @@ class BuildRequest:
 
     Attributes:
         dockerfile: As ``--file`` names it, or None for the usual names.
+        untrusted: Stated; forbids policy to raise the build's trust.
+        tenant: On whose behalf; stated by whoever asks, as ``source`` is.
         wall_seconds: What ``--timeout`` asks for; policy may allow less.
+        memory_bytes: Likewise; None for as much as policy allows.
+        cpu_millis: Likewise.
+        time: When it was asked for.
         local_images: Images that an OCI layout on this host stands in for.
     """
 
@@ -29,7 +36,13 @@ class BuildRequest:
     platform: str = "linux/amd64"
     backend: str = "local"
     builder: str = "buildah"
+    untrusted: bool = False
+    tenant: str | None = None
+    source: SourceFacts = field(default_factory=SourceFacts)
     wall_seconds: int = 1200
+    memory_bytes: int | None = None
+    cpu_millis: int | None = None
+    time: TimeFacts = field(default_factory=lambda: TimeFacts.at(datetime.now(UTC)), compare=False)
     local_images: Mapping[ImageReference, Path] = field(default_factory=dict)
 
 
@@ -61,6 +74,7 @@ class BuildResult:
     stored: str | None
     context: Digest
     builder: BuilderUsed
+    facts: BuildFacts
     decision: Decision
     evidence: Evidence
     base_images: Mapping[str, str]

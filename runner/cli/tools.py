@@ -4,13 +4,13 @@ from pathlib import Path
 
 from builder.buildah import Buildah
 from builder.model import Builder
-from policies import document
-from policies.document import Policy
+from policies import loader
 from policies.errors import PolicyInvalid
+from policies.loader import Policy
 from runner import settings
 from runner.files import Home
-from runner.pipeline import Tools
 from runner.registry.auth import DockerConfig
+from runner.tools import Tools
 from sandbox.local import LocalBackend
 
 OPERATOR_POLICY = Path("/etc/runner/policy.yaml")
@@ -45,8 +45,8 @@ def policies(given: list[Path]) -> list[Policy]:
 
     The decision is the stricter of all, so what was given can only tighten.
     """
-    first = document.read(OPERATOR_POLICY) if operator_policy() else document.shipped("default")
-    return [first, *map(document.read, given)]
+    first = loader.read(OPERATOR_POLICY) if operator_policy() else loader.shipped("default")
+    return [first, *map(loader.read, given)]
 
 
 def assemble(given_policies: list[Path]) -> Tools:

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Mapping
 from typing import BinaryIO
 
-from policies.engine import within
-from policies.model import Decision, Network
+from policies.engine import may_start_from
+from policies.grants import within
+from policies.model import Decision
 from policies.reference import Digest, ImageReference
 from runner.registry.image import Descriptor, Manifest, parse_document
 from runner.stores.blobs import BlobSource
@@ -23,27 +24,36 @@ class ReachableSet:
         self._lock = threading.Lock()
         self._uploaded: set[Digest] = set()
         self._based: dict[Digest, tuple[ImageReference, int]] = {}
+        self._entries: set[tuple[str, Digest]] = set()
 
     # -- what the decision allows ----------------------------------------------------------
 
+    def decide(self, decision: Decision) -> None:
+        """From now on ``decision`` holds, which may be looser than the one before."""
+        self._decision = decision
+
     def may_resolve(self, image: ImageReference) -> bool:
-        """Whether the session may start from ``image``."""
-        allowed = self._decision.network >= Network.REGISTRIES
-        return allowed and within(self._decision.base_images, image.name)
+        """Whether the session may start from ``image``, itself or as an entry of an index."""
+        with self._lock:
+            is_entry = image.digest is not None and (image.name, image.digest) in self._entries
+        return is_entry or may_start_from(self._decision.grant, image)
 
     def with_credentials(self, image: ImageReference) -> bool:
         """Whether ``image`` may be pulled with the user's credentials; anonymously otherwise."""
-        return within(self._decision.pull_credentials, image.name)
+        return within(self._decision.grant.pull_credentials, image.name)
 
     # -- what the session did --------------------------------------------------------------
 
     def resolved(self, image: ImageReference, descriptor: Descriptor, document: bytes) -> None:
         """Notes that ``document`` was resolved: what it references is reachable from now on."""
         parsed = parse_document(document, descriptor.media_type)
-        if isinstance(parsed, Manifest):
-            with self._lock:
+        with self._lock:
+            if isinstance(parsed, Manifest):
                 for blob in (parsed.config, *parsed.layers):
                     self._based.setdefault(blob.digest, (image, blob.size))
+            else:
+                entries = (entry.descriptor.digest for entry in parsed.manifests)
+                self._entries.update((image.name, digest) for digest in entries)
 
     def uploaded(self, digest: Digest) -> None:
         with self._lock:

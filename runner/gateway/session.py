@@ -118,6 +118,11 @@ class Session:
         with self._lock:
             return self._failures[0] if self._failures else None
 
+    def decide(self, decision: Decision) -> None:
+        """Puts the final decision in place of the one that base images were resolved under."""
+        self.reachable.decide(decision)
+        self._staging.limits = decision.limits
+
     def seal(self) -> StagedImage:
         """Ends every connection; what is staged now is what there is.
 

@@ -88,7 +88,7 @@ class Staging:
     def __init__(self, store: BlobStore, reachable: ReachableSet, limits: Limits) -> None:
         self.store = store
         self._reachable = reachable
-        self._limits = limits
+        self.limits = limits
         self._lock = threading.Lock()
         self._taken = threading.Condition(self._lock)
         self._taking = 0
@@ -140,8 +140,8 @@ class Staging:
         with self._lock:
             self._require_open()
             self._bytes += size
-            if self._bytes > self._limits.staged_bytes:
-                raise QuotaExceeded(f"the build pushed more than {self._limits.staged_bytes} bytes")
+            if self._bytes > self.limits.staged_bytes:
+                raise QuotaExceeded(f"the build pushed more than {self.limits.staged_bytes} bytes")
 
     def _require_open(self) -> None:
         if self._sealed:

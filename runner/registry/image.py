@@ -7,6 +7,7 @@ is read from hostile bytes: what is refused is refused with ``VerificationFailed
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from policies.reference import Digest
 from runner.errors import VerificationFailed
@@ -63,6 +64,13 @@ class Platform:
     os: str
     architecture: str
     variant: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of ``OS/ARCHITECTURE[/VARIANT]``."""
+        system, _, rest = text.partition("/")
+        architecture, _, variant = rest.partition("/")
+        return cls(system, architecture, variant or None)
 
     def agrees_with(self, other: "Platform") -> bool:
         """Whether both name the same; a variant counts where both have one."""
@@ -166,6 +174,26 @@ def parse_config(data: bytes) -> Config:
         variant=document.optional_word("variant"),
         diff_ids=tuple(as_digest(item, "rootfs: diff_ids") for item in diff_ids),
     )
+
+
+def parse_onbuild(data: bytes) -> tuple[str, ...]:
+    """The ONBUILD instructions in an image's configuration, without that word.
+
+    Raises:
+        VerificationFailed: It is none, or not soundly one.
+    """
+    document = strictjson.parse(data, most_bytes=CONFIG_BYTES)
+    document.only_spelled("config")
+    if not document.given("config"):
+        return ()
+    config = document.child("config")
+    config.only_spelled("OnBuild")
+    if not config.given("OnBuild"):
+        return ()
+    triggers = config.array("OnBuild")
+    if not all(isinstance(trigger, str) for trigger in triggers):
+        raise VerificationFailed("OnBuild is not a list of texts", rule="schema")
+    return tuple(triggers)
 
 
 def _document(data: bytes, media_type: str, kinds: tuple[str, ...]) -> JsonObject:

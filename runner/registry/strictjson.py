@@ -115,6 +115,10 @@ class JsonObject:
         """Whether the key is there at all, be its value null."""
         return name in self._members
 
+    def given(self, name: str) -> bool:
+        """Whether the member has a value besides null."""
+        return self._members.get(name) is not None
+
     def _fail(self, name: str, kind: str) -> NoReturn:
         raise VerificationFailed(f"{self._where}: {name} is not {kind}", rule="schema")
 

@@ -11,13 +11,14 @@ from runner.cancel import Cancellation
 from runner.errors import BuilderInstallFailed, ImageNotFound, PolicyDenied
 from runner.events import Listener
 from runner.output import Output
-from runner.pipeline import Tools, submit
+from runner.pipeline import submit
 from runner.registry.image import parse_manifest
 from runner.registry.layout import LayoutClient
 from runner.request import BuildRequest
 from runner.stores import debian
 from runner.stores.plant import plant
 from runner.stores.rootfs import Installed, RootfsStore
+from runner.tools import Tools
 
 _LOCAL = ImageReference("layout.invalid", "builder", "latest")
 """Stands for a layout on this host inside the sandbox that unpacks it; no such host exists."""

@@ -8,11 +8,13 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from policies.model import Decision, Isolation, Limits, Network
+from policies.document import Terms
+from policies.grants import CLOSED, grant
+from policies.model import Decision, Isolation, Trust
 from policies.reference import Digest, ImageReference
 from runner.errors import ImageNotFound, RunnerError
 from runner.gateway.session import Door, Session
@@ -27,20 +29,20 @@ PUSH = "/v2/staged/image"
 
 
 def decision(**fields: Any) -> Decision:
-    """Base images from ``r.example`` anonymously, and nothing else."""
-    values: dict[str, Any] = {
-        "isolation": Isolation.GVISOR,
-        "backend": "local",
-        "builder": "buildah",
-        "network": Network.REGISTRIES,
-        "limits": Limits(),
-        "base_images": (("r.example/**",),),
-        "pull_credentials": (),
-        "destinations": (),
-        "policies": (),
-        "trace": (),
-    }
-    return Decision(**{**values, **fields})
+    """Base images from ``r.example`` anonymously, and nothing else; ``fields`` of its grant."""
+    granted = grant(Terms(base_images=("r.example/**",)).over(CLOSED), None)
+    return Decision(
+        isolation=Isolation.GVISOR,
+        wanted=Isolation.GVISOR,
+        trust=Trust.UNTRUSTED,
+        tenant=None,
+        backend="local",
+        builder="buildah",
+        builder_digest=None,
+        grant=replace(granted, **fields),
+        policies=(),
+        trace=(),
+    )
 
 
 @dataclass

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from policies import document
+from policies import loader
 from policies.reference import ImageReference
 from runner.cancel import Cancellation
 from runner.cli.tools import BUILDERS, backend
 from runner.events import Event, Output
 from runner.files import Home
-from runner.pipeline import Tools
 from runner.pipeline import submit as submit_to
 from runner.registry.auth import Anonymous, Credentials
 from runner.request import BuildRequest, BuildResult
 from runner.settings import RegistrySettings, Settings
+from runner.tools import Tools
 from sandbox import processes
 from sandbox.cgroups import MOUNT
 from sandbox.locks import abandoned
@@ -153,7 +153,7 @@ class Person:
         return Tools(
             settings=self.settings,
             home=self.home,
-            policies=[document.shipped("default"), *map(document.read, policies)],
+            policies=[loader.shipped("default"), *map(loader.read, policies)],
             backends={local.name: local},
             builders=BUILDERS,
             credentials=credentials or Anonymous(),

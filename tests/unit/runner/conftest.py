@@ -1,9 +1,11 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from builder.model import BuildPlan
-from policies.model import Decision, Isolation, Limits, Network, TraceStep
+from policies.grants import CLOSED, grant
+from policies.model import Decision, Isolation, TraceStep, Trust
 from policies.reference import Digest, ImageReference
 from runner import events
 from sandbox.model import Evidence, HostProcess
@@ -28,10 +30,12 @@ def plan() -> BuildPlan:
 
 @pytest.fixture
 def decision() -> Decision:
+    lists: dict[str, Any] = {"base_images": (("**",),), "destinations": ((HOSTILE,),)}
     return Decision(
-        isolation=Isolation.GVISOR, backend=HOSTILE, builder=HOSTILE, network=Network.NONE,
-        limits=Limits(), base_images=(("**",),), pull_credentials=(), destinations=((HOSTILE,),),
-        policies=((HOSTILE, DIGEST),), trace=(TraceStep(policy="p", rule="r", effect=HOSTILE),),
+        isolation=Isolation.GVISOR, wanted=Isolation.KATA, trust=Trust.UNTRUSTED, tenant=HOSTILE,
+        backend=HOSTILE, builder=HOSTILE, builder_digest=DIGEST,
+        grant=replace(grant(CLOSED, None), **lists), policies=((HOSTILE, DIGEST),),
+        trace=(TraceStep(policy="p", rule="r", found="matched", effect=HOSTILE),),
     )  # fmt: skip
 
 

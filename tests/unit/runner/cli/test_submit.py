@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from policies.facts import SourceFacts
 from runner import cli
 from runner.cancel import Cancellation
 from runner.cli import submit
@@ -23,13 +25,12 @@ ROOT = Path(__file__).parents[4]
 def request(*words: str) -> BuildRequest:
     parser = argparse.ArgumentParser()
     submit.configure(parser)
-    return submit._request(parser.parse_args(["context", *words]))
+    return submit.build_request(parser.parse_args(["context", *words]))
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    assert (
-        request() == request("--untrusted") == BuildRequest(context=Path("context"), build_args={})
-    )
+    assert request() == BuildRequest(context=Path("context"), build_args={})
+    assert request("--untrusted") == replace(request(), untrusted=True)
 
 
 def test_trust_cannot_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +54,47 @@ def test_durations(text: str, seconds: int) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration"):
         request(f"--timeout={text}")
+
+
+def test_who_asks_may_say_where_the_source_comes_from() -> None:
+    stated = ("url=https://me:secret@a.b/c.git", "fork=true", "pull_request=false")
+    found = request(*(f"--source={fact}" for fact in stated), "--source", "ref=refs/heads/main",
+                    "--tenant=acme")  # fmt: skip
+    assert found.source == SourceFacts(
+        url="https://a.b/c.git", ref="refs/heads/main", fork=True, pull_request=False
+    )
+    assert found.tenant == "acme"
+    assert request().source.fork is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fork", "fork=yes", "signed=true", "kind=git", "url=", "url=a b", "ref=\n", "x=y"]
+)
+def test_what_is_no_fact_about_the_source_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a fact"):
+        request(f"--source={text}")
+
+
+@pytest.mark.parametrize("text", ["", "A", "a/b", "-a", "a-", "*", "a" * 64, "{tenant}"])
+def test_what_is_no_tenant_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a tenant"):
+        request(f"--tenant={text}")
+
+
+def test_less_memory_and_fewer_processors_can_be_asked_for() -> None:
+    found = request("--memory=512m", "--cpus=0.5")
+    assert (found.memory_bytes, found.cpu_millis) == (512 << 20, 500)
+    assert request("--memory=7").memory_bytes == 7
+    assert request("--memory=2G", "--cpus=2").memory_bytes == 2 << 30
+
+
+@pytest.mark.parametrize(
+    "word", ["--memory=", "--memory=0", "--memory=-1m", "--memory=1.5g", "--memory=1gb",
+             "--cpus=", "--cpus=0", "--cpus=-1", "--cpus=0.0001", "--cpus=1e3", "--cpus=nan"]
+)  # fmt: skip
+def test_amounts_that_mean_nothing_are_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="not a"):
+        request(word)
 
 
 def test_build_args_are_split_at_the_first_equals_sign() -> None:
