@@ -8,7 +8,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) pytho
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo venv lint test test-all hostile bench fuzz soak test-cluster clean
+.PHONY: help demo venv schema lint test test-all hostile bench fuzz soak test-cluster clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -28,6 +28,9 @@ venv: .venv/installed ## make .venv with runner and its development tools
 tools:
 	deploy/debian/install-host-tools.sh
 
+schema: venv ## write the schema of policy files for editors
+	$(BIN)/python -m policies.schema
+
 lint: venv ## formatting, lint, types, imports, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -45,6 +48,7 @@ hostile: tools venv ## the attacks alone
 
 bench: tools venv ## measure against the same builder without a sandbox; writes docs/benchmarks.md
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.policy
 
 fuzz: venv ## property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit -m "not sandbox"
