@@ -1,5 +1,6 @@
-"""Removes whatever killed runs left, and nothing else: what a living runner holds is locked."""
+"""Removes what killed runs left and what was kept long enough; living runners hold locks."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,11 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     for directory in state.killed(home.builds):
         remove_tree(directory)
         yield f"build {directory.name}"
-    for directory in state.ended(home.builds):  # killed between its result and its end
-        if state.drop_large(directory):
+    for directory in state.ended(home.builds):
+        if state.expired(directory, time.time()):
+            remove_tree(directory)
+            yield f"build {directory.name}, which was kept for as long as policy asks"
+        elif state.drop_large(directory):  # killed between its result and its end
             yield f"remains of build {directory.name}"
     base = BlobStore(home.base_images)
     for path in base.collect():

@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from policies.grants import CLOSED
 from policies.model import plain
 from runner.events import Event, Output, Progress, as_line
 from runner.files import disk_full_is_a_limit, write_whole
 from runner.stores.rootfs import remove_tree
 from sandbox.locks import abandoned, make_locked
 
+_DAY_SECONDS = 86_400
 _LARGE = ("context.tar", "staged")
 
 
@@ -96,6 +98,17 @@ def drop_large(directory: Path) -> bool:
 def ended(builds: Path) -> Iterator[Path]:
     """Directories of builds that ended with a result."""
     return (directory for directory in abandoned(builds) if (directory / "result.json").exists())
+
+
+def expired(directory: Path, now: float) -> bool:
+    """Whether a build that ended was kept for as long as its policy asks."""
+    try:
+        decision = json.loads((directory / "decision.json").read_bytes())["decision"]
+        days = decision["grant"]["retention_days"]
+    except (OSError, ValueError, LookupError, TypeError):  # denied, or never decided
+        days = CLOSED.retention_days
+    ended_at = (directory / "result.json").stat().st_mtime
+    return bool(now - ended_at > days * _DAY_SECONDS)
 
 
 def any_running(builds: Path) -> bool:

@@ -10,8 +10,8 @@ from runner.gc import collect
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Removes sandboxes, state and half-made files of runs that were killed. Builds that run, "
-        "and the results of those that ended, are not touched."
+        "Removes sandboxes, state and half-made files of runs that were killed, and records of "
+        "builds that are older than their policy's retention_days. Builds that run are not touched."
     )
 
 

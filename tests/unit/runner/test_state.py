@@ -5,7 +5,7 @@ import pytest
 
 from policies.model import Isolation
 from runner.events import Event, Output, Progress, Warned
-from runner.state import BuildDirectory, drop_large, ended, killed, new_id
+from runner.state import BuildDirectory, drop_large, ended, expired, killed, new_id
 
 
 def test_ids_sort_by_time_and_differ() -> None:
@@ -76,3 +76,25 @@ def test_what_a_kill_left_in_an_ended_build_is_dropped(tmp_path: Path) -> None:
     assert [drop_large(path) for path in ended(tmp_path)] == [True]
     assert [drop_large(path) for path in ended(tmp_path)] == [False]
     assert (directory.path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("decision", "days"),
+    [
+        ({"decision": {"grant": {"retention_days": 2}}}, 2),
+        ({"decision": {"reason": "denied", "rule": "deny/x"}}, 30),
+        ({"decision": []}, 30),
+        (None, 30),
+    ],
+)
+def test_a_record_is_kept_for_as_long_as_its_policy_asks(
+    tmp_path: Path, decision: object, days: int
+) -> None:
+    directory = BuildDirectory.create(tmp_path)
+    if decision is not None:
+        directory.write("decision", decision)
+    directory.write("result", {"status": 0})
+    directory.close()
+    written = (directory.path / "result.json").stat().st_mtime
+    assert not expired(directory.path, written + days * 86_400 - 1)
+    assert expired(directory.path, written + days * 86_400 + 1)
