@@ -38,6 +38,8 @@ lint: venv ## formatting, lint, types, imports, shell scripts
 	$(BIN)/lint-imports
 
 test: tools venv lint ## what CI runs: everything but what is marked slow, with real sandboxes
+	$(BIN)/runner policy check --strict policies/library/*.yaml
+	$(BIN)/runner policy test policies/library/tests
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
 
 test-all: tools venv lint ## all of it

@@ -16,7 +16,7 @@ from functools import reduce
 
 from policies.conditions import ConditionFailed, View
 from policies.document import DenyRule, Floor, Rule, Terms, TrustRule
-from policies.facts import BuildFacts
+from policies.facts import BuildFacts, DockerfileFacts
 from policies.grants import CLOSED, NO_OPINION, grant, meet, within
 from policies.loader import Policy
 from policies.model import (
@@ -273,9 +273,8 @@ def _require_reach(granted: Grant, facts: BuildFacts) -> None:
     dockerfile = facts.dockerfile
     if "insecure" in dockerfile.securities:
         raise _Denied("security", "RUN --security=insecure is never allowed")
-    frontend = dockerfile.frontend if facts.builder.frontends else None
-    if frontend and not within(granted.frontends, frontend):
-        raise _Denied("frontends", f"frontend {frontend!r} is not among those allowed")
+    if facts.builder.frontends:
+        _require_frontend(granted, dockerfile)
     for image in dockerfile.images:
         if not may_start_from(granted, image):
             raise _Denied("base_images", f"base image {image} is not among those allowed")
@@ -288,6 +287,14 @@ def _require_reach(granted: Grant, facts: BuildFacts) -> None:
         most = getattr(granted.limits, f"context_{name}")
         if getattr(facts.context, name) > most:
             raise _Denied("context", f"the context has more than {most} {name}")
+
+
+def _require_frontend(granted: Grant, dockerfile: DockerfileFacts) -> None:
+    if any("frontend" in unknown.facts for unknown in dockerfile.unknown):
+        raise _Denied("frontends", "which frontend the Dockerfile names cannot be told")
+    frontend = dockerfile.frontend
+    if frontend and not within(granted.frontends, frontend):
+        raise _Denied("frontends", f"frontend {frontend!r} is not among those allowed")
 
 
 def may_start_from(granted: Grant, image: ImageReference) -> bool:

@@ -1,5 +1,6 @@
 """What is known of a build without running anything of it."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
@@ -23,6 +24,14 @@ class Stage:
     base: str
     image: ImageReference | None
     line: int
+
+
+_TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def is_tenant(name: str) -> bool:
+    """Whether ``name`` can name a tenant: a label, so that no pattern is made of it."""
+    return _TENANT.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from policies.document import TENANT, EgressDocument, LimitsDocument, Terms
+from policies.facts import is_tenant
 from policies.model import Cache, Grant, Isolation, Limits, Network
 from policies.patterns import matches_any
 
@@ -70,7 +71,7 @@ def grant(terms: Terms, tenant: str | None) -> Grant:
 
 
 def _for(tenant: str | None, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    if tenant is None:
+    if tenant is None or not is_tenant(tenant):
         return tuple(pattern for pattern in patterns if TENANT not in pattern)
     return tuple(pattern.replace(TENANT, tenant) for pattern in patterns)
 

@@ -73,6 +73,11 @@ class Digest(str):
         return core_schema.no_info_after_validator_function(parse, core_schema.str_schema())
 
 
+def _is_told_from_a_path(host: str) -> bool:
+    """A host such as ``FOO`` is one by its case alone, and ``foo/bar`` is another image."""
+    return "." in host or ":" in host or host == "localhost"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageReference:
     """An image in a registry, with its host always written out."""
@@ -105,6 +110,7 @@ class ImageReference:
         if (
             not _HOST.fullmatch(host)
             or not _REPOSITORY.fullmatch(path)
+            or (is_host and not _is_told_from_a_path(host))
             or len(host) + 1 + len(path) > _NAME_LENGTH
             or (colon and not _TAG.fullmatch(tag))
         ):

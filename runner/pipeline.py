@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from builder.model import Builder, BuildInput, BuildPlan
-from policies import engine
+from policies import engine, factsfile
 from policies.facts import BuildFacts
 from policies.model import Decision, Denial, Isolation, plain
 from policies.reference import DOCKER_HUB, Digest, ImageReference
@@ -118,7 +118,8 @@ class Build:
         except RunnerError as error:
             self._failed(error)
             raise
-        self._directory.write("result", {"status": 0, **plain(result)})
+        facts = factsfile.dump(result.facts)
+        self._directory.write("result", {"status": 0, **plain(result), "facts": facts})
         self._emit(events.Finished(result.digest, round(time.monotonic() - started, 3)))
         return result
 
@@ -230,7 +231,8 @@ class Build:
     def _decide(self, facts: BuildFacts) -> Decision:
         """Decides twice: what base images bring along shows only when they are resolved."""
         decision = engine.decide(self._tools.policies, facts)
-        self._directory.write("decision", {"facts": facts, "decision": decision})
+        record = {"facts": factsfile.dump(facts), "decision": decision}
+        self._directory.write("decision", record)
         if isinstance(decision, Denial):
             if decision.rule == "isolation":
                 raise IsolationUnavailable(decision.reason)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "submit": "build an untrusted context, verify the image and publish it",
+    "policy": "explain, check, test, compare or show policies",
     "builder": "list, install, verify or remove the root filesystems of builders",
     "doctor": "say what this host can do, and how to mend what it cannot",
     "gc": "remove whatever killed runs left behind",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from policies.facts import SourceFacts
+from policies.facts import SourceFacts, is_tenant
 from policies.reference import ImageReference
 from runner.cancel import Cancellation
 from runner.cli import view
@@ -23,7 +23,6 @@ from runner.request import BuildRequest, BuildResult
 
 _DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s?)?")
 _ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _WORD = re.compile(r"[\x21-\x7e]{1,1024}")
 _USER_INFO = re.compile(r"(?<=//)[^/]*@")
 _SIZE = re.compile(r"([0-9]{1,15})([bkmgt]?)")
@@ -32,8 +31,9 @@ _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    configure_facts(parser)
     add = parser.add_argument
+    add("context", metavar="CONTEXT", type=Path, help="directory with all that is copied")
+    configure_facts(parser)
     add("--output", metavar="oci:DIR|tar:FILE", help="write the image to this host as well")
     add("--digest-file", metavar="FILE", type=Path, help="write the image's digest here")
     add("--json", action="store_true", help="events as lines of JSON on stdout")
@@ -42,7 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def configure_facts(parser: argparse.ArgumentParser) -> None:
     """The options that policy sees; ``runner policy explain`` has them too."""
     add = parser.add_argument
-    add("context", metavar="CONTEXT", type=Path, help="directory with all that is copied")
     add(
         "--untrusted",
         action="store_true",
@@ -112,7 +111,7 @@ def build_request(parsed: argparse.Namespace) -> BuildRequest:
     target, output = parsed.target, getattr(parsed, "output", None)
     if target is not None and not _TARGET.fullmatch(target):
         raise UsageError(f"not a stage's name: {target[:200]!a}")
-    if parsed.tenant is not None and not _TENANT.fullmatch(parsed.tenant):
+    if parsed.tenant is not None and not is_tenant(parsed.tenant):
         raise UsageError(
             f"not a tenant's name: {parsed.tenant[:200]!a}",
             advice="Write a-z, 0-9 and - inside, at most 63 characters.",

@@ -439,6 +439,9 @@ def test_a_submitter_gets_no_credentials_that_the_operator_left_out() -> None:
         ("security", {}, {"dockerfile": DockerfileFacts(securities=frozenset({"insecure"}))}),
         ("frontends", {"frontends": ["a@sha256:*"]}, {
             "dockerfile": DockerfileFacts(frontend="a"), "builder": BuilderFacts(frontends=True)}),
+        ("frontends", {}, {
+            "dockerfile": DockerfileFacts(unknown=(Unknown(frozenset({"frontend"}), "Line 1"),)),
+            "builder": BuilderFacts(frontends=True)}),
         ("context", {"limits": {"context_bytes": 1}}, {"context": ContextFacts(bytes=2)}),
         ("context", {"limits": {"context_entries": 1}}, {"context": ContextFacts(entries=2)}),
     ],
@@ -478,7 +481,7 @@ def test_a_tenant_reaches_what_is_the_tenants() -> None:
     own = opened(destinations=["a.b/{tenant}/**"])
     destination = (ImageReference.parse("a.b/acme/app:1"),)
     decided(own, destinations=destination)
-    for tenant in ("other", None):
+    for tenant in ("other", None, "*", "**", "acme/app", "ac*", "{tenant}", ""):
         assert denied(own, destinations=destination, tenant=tenant).rule == "destinations"
 
 
