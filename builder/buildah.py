@@ -38,6 +38,7 @@ RECIPE = Recipe(
         "usr/share/locale/*",
         "usr/share/info/*",
         "usr/libexec/buildah",  # buildah's own test programs, 90 MB
+        "etc/containers/registries.conf.d/*",  # names without a host that stand for other hosts
     ),
     files={
         "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -86,6 +87,8 @@ class Buildah:
             "--network=host",
             f"--format={request.image_format}",
             f"--signature-policy={CONFIG}/policy.json",
+            # Locked for each name without a host, by default below /var/cache, which is read-only.
+            "--short-name-alias-conf=/run/short-names.conf",
             "--tls-verify=false",
             f"--platform={request.platform}",
             f"--file={CONFIG}/Dockerfile",

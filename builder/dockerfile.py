@@ -7,13 +7,15 @@
 This informs policy; it does not enforce anything. What only shows while building is decided when
 the gateway is asked, so a builder that reads a line differently gains nothing.
 
-What base images bring along, in ENV and ONBUILD, is in no Dockerfile and not looked at here.
+What base images bring along counts once they are known (``bases``).
 """
 
 import posixpath
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
+from builder.bases import BaseImage, instructions
 from builder.dockerfile_lexer import (
     ARGUMENT_SPACE,
     Instruction,
@@ -25,7 +27,7 @@ from builder.dockerfile_lexer import (
     split_words,
 )
 from builder.errors import DockerfileInvalid, StageUnknown
-from builder.variables import Expansion, Values, Variables
+from builder.variables import Expansion, Values, Variables, platform_arguments
 from policies.errors import InvalidReference
 from policies.facts import DockerfileFacts, Stage, Unknown
 from policies.reference import ImageReference
@@ -58,7 +60,7 @@ _CHOICES = {
 }
 _MOUNT_KEY = re.compile(r"[A-Za-z-]*")
 _SIMPLE_VARIABLE = re.compile(r"\$(?:[A-Za-z_][A-Za-z0-9_]*+|\{[A-Za-z_][A-Za-z0-9_]*+\})")
-_LOCAL = re.compile(r"[^:@$]*+/")
+_LOCAL = re.compile(r"[^:@$/]*+/")
 """How a source of ADD starts that is local whatever its variables stand for."""
 _REMOTE = re.compile(
     r"[a-z][a-z0-9+.-]*+://.*|[\w.-]++@[\w.-]++:.*|github\.com/.*|[^#]*\.git(?:#.*)?",
@@ -73,6 +75,7 @@ def read_dockerfile(
     build_args: Mapping[str, str],
     target: str | None,
     platform: str = "linux/amd64",
+    bases: Mapping[ImageReference, BaseImage | None] = MappingProxyType({}),
 ) -> DockerfileFacts:
     """Reads a Dockerfile of at most 1 MiB, in linear time.
 
@@ -85,15 +88,17 @@ def read_dockerfile(
             ``BUILDKIT_SYNTAX`` among them names the frontend, as BuildKit has it.
         target: Name or index of the stage to build.
         platform: Of the image, ``OS/ARCHITECTURE[/VARIANT]``; also taken as the builder's own.
+        bases: What was read of base images; None for one that cannot be read.
 
     Raises:
         DockerfileInvalid: Outside the grammar, or an image's name is; with the line.
         StageUnknown: ``target`` names no stage.
     """
     source = read_source(data)
-    variables = Variables(source.escape, build_args, _platform_args(platform))
+    variables = Variables(source.escape, build_args, platform_arguments(platform))
     frontend = build_args.get("BUILDKIT_SYNTAX") or source.frontend
-    reader = _Reader(variables, [Unknown(_ANY, sentence) for sentence in source.doubtful])
+    doubtful = [Unknown(_ANY, sentence) for sentence in source.doubtful]
+    reader = _Reader(variables, platform, bases, doubtful)
     for instruction in source.instructions:
         reader.read(instruction)
     if not reader.stages:
@@ -103,19 +108,19 @@ def read_dockerfile(
     return reader.facts(frontend)
 
 
-def _platform_args(platform: str) -> dict[str, str]:
-    """The arguments that BuildKit and buildah predefine for every FROM."""
-    system, _, rest = platform.partition("/")
-    architecture, _, variant = rest.partition("/")
-    parts = {"PLATFORM": platform, "OS": system, "ARCH": architecture, "VARIANT": variant}
-    return {f"{side}{key}": value for side in ("TARGET", "BUILD") for key, value in parts.items()}
-
-
 class _Reader:
     """Goes through the instructions once and keeps what policy asks about."""
 
-    def __init__(self, variables: Variables, unknown: list[Unknown]) -> None:
+    def __init__(
+        self,
+        variables: Variables,
+        platform: str,
+        bases: Mapping[ImageReference, BaseImage | None],
+        unknown: list[Unknown],
+    ) -> None:
         self._variables = variables
+        self._platform = platform
+        self._bases = bases
         self._unknown = unknown
         self.stages: list[Stage] = []
         self.numbers: dict[str, int] = {}
@@ -181,9 +186,7 @@ class _Reader:
             raise invalid(line, "FROM takes an image, or IMAGE AS NAME")
         if len(self.stages) == _STAGES:
             raise invalid(line, f"more than {_STAGES} stages")
-        for flag in instruction.flags:
-            if not flag.startswith("--platform="):
-                raise invalid(line, f"FROM has no flag {quoted(flag)}")
+        foreign = True in [self._is_foreign(flag, line) for flag in instruction.flags]
         written = words[2] if len(words) > 1 else None
         name = written.lower() if written is not None else None
         if name is not None and not _STAGE_NAME.fullmatch(name):
@@ -198,9 +201,30 @@ class _Reader:
             image = self._image(base, line)
         self._variables.enter_stage(name, None if expansion.missing else lower)
         number = len(self.stages)
-        self.stages.append(Stage(name=name, base=base, image=image, line=line))
+        self.stages.append(Stage(name=name, base=base, image=image, line=line, foreign=foreign))
         self.numbers |= {str(number): number} | ({name: number} if name else {})
         self._written |= {str(number), written or str(number)}
+        if image is not None and image in self._bases:
+            self._inherit(None if foreign else self._bases[image], line)
+
+    def _is_foreign(self, flag: str, line: int) -> bool:
+        """Whether FROM asks for another platform than the request does, or could."""
+        name, _, value = flag.partition("=")
+        if name != "--platform":
+            raise invalid(line, f"FROM has no flag {quoted(flag)}")
+        return self._variables.expand(value, self._variables.outside).text != self._platform
+
+    def _inherit(self, base: BaseImage | None, line: int) -> None:
+        """Takes in what the base image of the stage that just began brings along."""
+        if base is None:
+            self._say(line, _ANY, "what the base image brings along cannot be determined")
+            return
+        self._variables.inherit(base.environment)
+        try:
+            for instruction in instructions(base.triggers, line):
+                self.read(instruction)
+        except DockerfileInvalid:
+            self._say(line, _ANY, "an ONBUILD instruction of the base image cannot be determined")
 
     def _base(self, word: str, line: int) -> Expansion:
         expansion = self._variables.expand(word, self._variables.outside)
@@ -208,9 +232,10 @@ class _Reader:
         if expansion.missing:
             nothing = {**dict.fromkeys(expansion.missing, ""), **self._variables.outside}
             if not self._variables.expand(word, nothing).text:
-                names = ", ".join(map(quoted, expansion.missing))
+                names = ", ".join(map(quoted, expansion.missing[:3]))
                 raise invalid(line, f"FROM names no image: no --build-arg gives {names}")
-            self._note(line, _IMAGES, "the base image", word, expansion.missing)
+            # Its ENV and ONBUILD are as little known as its name.
+            self._note(line, _ANY, "the base image", word, expansion.missing)
         elif base.lower() in self.numbers and (base.isdigit() or base not in self._written):
             self._doubt(line, _ANY, f"whether {quoted(base)} is a stage")
         return expansion
@@ -259,13 +284,13 @@ class _Reader:
                 self._copied_from(value if equals else "", line)
             elif name not in _HARMLESS_FLAGS:
                 self._say(line, _IMAGES | _ADDED, f"the flag {quoted(name)} is not known")
-        words = instruction.words
+        listed = json_form(instruction.rest)
+        words = listed or instruction.words
         if len(words) < _COPY_WORDS:
             raise invalid(line, f"{instruction.name} needs a source and a destination")
         if instruction.name == "ADD":
-            plain = json_form(instruction.rest) is not None
             for word in words[:-1]:
-                if plain or not is_heredoc(word):
+                if listed or not is_heredoc(word):
                     self._add(word, line)
 
     def _add(self, word: str, line: int) -> None:
@@ -296,13 +321,11 @@ class _Reader:
             self._say(line, _MOUNTED, f"the mount {quoted(value)} cannot be determined")
         pairs = [(key.lower(), text) for key, _, text in (f.partition("=") for f in fields)]
         kinds = [text for key, text in pairs if key == "type"] or ["bind"]
-        for kind in kinds:
-            self._choice("mounts", kind, line)
+        if "secret" in [self._choice("mounts", kind, line) for kind in kinds]:
+            self._secret(dict(pairs), line)
         for key, text in pairs:
             if key == "from":
                 self._mounted_from(text, line)
-        if "secret" in {kind.lower() for kind in kinds}:
-            self._secret(pairs, line)
 
     def _hides(self, field: str) -> bool:
         """Whether a field could be more fields, or another, once its variables are replaced.
@@ -320,8 +343,7 @@ class _Reader:
             or (self._variables.triggered and "$" in field)
         )
 
-    def _secret(self, pairs: list[tuple[str, str]], line: int) -> None:
-        fields = dict(pairs)
+    def _secret(self, fields: Mapping[str, str], line: int) -> None:
         target = fields.get("target") or fields.get("dst") or fields.get("destination") or ""
         wanted = fields.get("id") or posixpath.basename(target)
         secret = self._known(wanted, self._variables.inside, line, "the id of a secret", _SECRETS)
@@ -330,15 +352,16 @@ class _Reader:
         elif not wanted:
             self._say(line, _SECRETS, "the secret that is mounted has no id")
 
-    def _choice(self, fact: str, value: str, line: int) -> None:
+    def _choice(self, fact: str, value: str, line: int) -> str | None:
         what, allowed = _CHOICES[fact]
         spoils = {fact} | (_SECRETS if fact == "mounts" else set())
         known = self._known(value, self._variables.inside, line, f"the {what}", frozenset(spoils))
         if known is None:
-            return
+            return None
         if known.lower() not in allowed:
             raise invalid(line, f"{quoted(known)} is no {what}")
         self._chosen[fact].add(known.lower())
+        return known.lower()
 
     # -- stages and images that others are copied or mounted from ---------------------------------
 
@@ -400,7 +423,7 @@ class _Reader:
     def _note(
         self, line: int, spoils: frozenset[str], what: str, word: str, missing: tuple[str, ...]
     ) -> None:
-        names = ", ".join(missing[:3])
+        names = ", ".join(name[:100] for name in missing[:3])
         self._say(line, spoils, f"{what} {quoted(word)} cannot be determined ({names})")
 
     def _doubt(self, line: int, spoils: frozenset[str], what: str) -> None:

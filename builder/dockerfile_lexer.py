@@ -73,8 +73,7 @@ class Instruction:
 
     @property
     def words(self) -> list[str]:
-        """The arguments of the JSON form, or else the words."""
-        return json_form(self.rest) or [word for word in ARGUMENT_SPACE.split(self.rest) if word]
+        return [word for word in ARGUMENT_SPACE.split(self.rest) if word]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,14 @@ def expand(word: str, values: Values, escape: str) -> Expansion:
     return Expansion(text, tuple(dict.fromkeys(reader.missing)))
 
 
+def platform_arguments(platform: str) -> dict[str, str]:
+    """The arguments that BuildKit and buildah predefine for every FROM."""
+    system, _, rest = platform.partition("/")
+    architecture, _, variant = rest.partition("/")
+    parts = {"PLATFORM": platform, "OS": system, "ARCH": architecture, "VARIANT": variant}
+    return {f"{side}{key}": value for side in ("TARGET", "BUILD") for key, value in parts.items()}
+
+
 class Variables:
     """What names stand for, from one instruction to the next.
 
@@ -77,7 +85,10 @@ class Variables:
         """Where ARG declares."""
         self._environment: dict[str, str | None] = {}
         """Of the current stage's ENV, which wins over ARG and which later stages inherit."""
-        self._environments: dict[str, dict[str, str | None]] = {}
+        self._triggers: dict[str, str | None] = {}
+        """Names that the current stage's ONBUILD sets in a stage that starts from it."""
+        self._stages: dict[str, tuple[dict[str, str | None], dict[str, str | None]]] = {}
+        """The last two of each stage with a name."""
 
     def expand(self, word: str, values: Values) -> Expansion:
         """``word``, with one of the mappings below."""
@@ -110,10 +121,15 @@ class Variables:
         if base is None:
             self._environment = dict.fromkeys(self.set_by_env)
         else:
-            self._environment = dict(self._environments.get(base, {}))
-        self._scope = {}
+            environment, triggers = self._stages.get(base, ({}, {}))
+            self._environment = environment | triggers
+        self._scope, self._triggers = {}, {}
         if name is not None:
-            self._environments[name] = self._environment
+            self._stages[name] = self._environment, self._triggers
+
+    def inherit(self, environment: Mapping[str, str]) -> None:
+        """Takes in the ENV of the image that the current stage starts from."""
+        self._environment.update(environment)
 
     def declare(self, name: str, default: str | None) -> None:
         """ARG."""
@@ -129,8 +145,11 @@ class Variables:
             self._scope[name] = self._global[name]
 
     def set(self, name: str, value: str | None) -> None:
-        """ENV; or an ONBUILD, which may set ``name`` in stages that start from this one."""
-        self._environment[name] = None if self.triggered else value
+        """ENV; or an ONBUILD with ENV or ARG, for stages that start from this one."""
+        if self.triggered:
+            self._triggers[name] = None
+        else:
+            self._environment[name] = value
         self.set_by_env[name] = None
 
 
@@ -217,7 +236,7 @@ class _Reader:
         return self._miss(name, start) if value is None else value
 
     def _miss(self, name: str, start: int) -> str:
-        self.missing.append(name[:100])
+        self.missing.append(name)
         return self._word[start : self._at]
 
     def _modified(self, name: str, operator: str, start: int, depth: int) -> str:

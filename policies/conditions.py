@@ -48,6 +48,10 @@ _TYPES = {
 _STRING = re.compile(r"(?<![\w'\"])(?:'[^'\"\\\n]*'|\"[^\"'\\\n]*\")(?!['\"])")
 _LIST = re.compile(r"\[\s*(?:(?:\0+\s*,\s*)*\0+|(?:[0-9]+\s*,\s*)*[0-9]+)?\s*\]")
 _PLAIN = re.compile(r"[\0\w\s.,()<>=!&|?:]*", re.ASCII)
+_FACT_AS_PATTERN = re.compile(
+    r"\.\s*glob\s*\(\s*(?!\0)((?:\w+\s*\.|tenant\b|trust\b|destinations\b))"
+)
+"""A hostile ``**`` would match everything."""
 _MESSAGE = re.compile(r"ERROR: <input>:(\d+):(\d+): ([^\n]*)")
 _OPEN = re.compile(r"\bbase\s*\.\s*onbuild\b")
 _MISSING = 'No value with name "'
@@ -173,6 +177,8 @@ def _require_plain(text: str) -> None:
     if end < len(bare):
         what = "a list of anything but texts or numbers" if bare[end] in "[]" else repr(bare[end])
         raise _at(text, end, f"{what} is not part of the language")
+    if (match := _FACT_AS_PATTERN.search(bare)) is not None:
+        raise _at(text, match.start(1), "a pattern is written out, or a variable of exists or all")
     depth = 0
     for position, character in enumerate(bare):
         depth += (character in "(!?") - (character == ")")

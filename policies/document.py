@@ -7,7 +7,15 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
 
 from policies.model import Cache, EgressRule, Isolation, Network
 
@@ -124,7 +132,7 @@ class Terms(Frozen):
     fallback: Literal["deny"] | IsolationName | None = None
     backends: Patterns | None = None
     builders: Patterns | None = None
-    nonroot: bool | None = None
+    nonroot: StrictBool | None = None
     capabilities: Patterns | None = None
     network: NetworkName | None = None
     egress: Annotated[tuple[EgressDocument, ...], Field(max_length=MOST_RULES)] | None = None
@@ -134,8 +142,8 @@ class Terms(Frozen):
     frontends: Patterns | None = None
     cache: CacheName | None = None
     priority: Annotated[int, Field(ge=0, le=100, strict=True)] | None = None
-    provenance: bool | None = None
-    signature: bool | None = None
+    provenance: StrictBool | None = None
+    signature: StrictBool | None = None
     retention_days: Annotated[int, Field(ge=1, le=36500, strict=True)] | None = None
     limits: LimitsDocument = LimitsDocument()
 

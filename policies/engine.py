@@ -116,20 +116,24 @@ def _choices(policy: Policy, closed: Terms) -> list[Terms]:
 def _trust(
     policies: Sequence[Policy], facts: BuildFacts, view: View, trace: list[TraceStep]
 ) -> Trust | None:
-    """Trusted where each policy that speaks of it says so, of an identity somebody vouches for."""
-    if facts.request.untrusted or not facts.identity.authenticated:
+    """Trusted where each policy that speaks of it says so, of an identity somebody vouches for.
+
+    The operator's policy alone makes a build untrusted for sure. Where it could be trusted, and
+    the request or a further policy withdraws that, the fact is unknown: what the operator asks of
+    trusted builds alone still holds.
+    """
+    if not facts.identity.authenticated:
         return Trust.UNTRUSTED
     first, *others = (policy.document.trusted for policy in policies)
-    opinions = [first or (), *others]
     answers: list[bool | None] = []
-    for policy, rules in zip(policies, opinions, strict=True):
+    for policy, rules in zip(policies, [first or (), *others], strict=True):
         if rules is None:
             continue
         found = [_holds(policy, "trusted", rule, view, trace) for rule in rules]
         answers.append(True if True in found else None if None in found else False)
-    if False in answers:
+    if answers[0] is False:
         return Trust.UNTRUSTED
-    return None if None in answers else Trust.TRUSTED
+    return Trust.TRUSTED if set(answers) == {True} and not facts.request.untrusted else None
 
 
 def _require_not_denied(
@@ -277,7 +281,9 @@ def _require_reach(granted: Grant, facts: BuildFacts) -> None:
         _require_frontend(granted, dockerfile)
     for image in dockerfile.images:
         if not may_start_from(granted, image):
-            raise _Denied("base_images", f"base image {image} is not among those allowed")
+            raise _Denied(
+                "base_images", f"base image {image.explicit()} is not among those allowed"
+            )
     for destination in facts.destinations:
         if not within(granted.destinations, destination.name):
             raise _Denied(

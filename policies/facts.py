@@ -18,12 +18,14 @@ class Stage:
         base: As written after FROM, with variables expanded as far as they are known.
         image: The base where it is an image; None for ``scratch``, an earlier stage, or unknown.
         line: Where FROM stands, from 1.
+        foreign: Whether it asks for another platform than the request, or could.
     """
 
     name: str | None
     base: str
     image: ImageReference | None
     line: int
+    foreign: bool = False
 
 
 _TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -84,8 +86,9 @@ class ContextFacts:
 
     bytes: int = 0
     entries: int = 0
-    links_leaving: tuple[str, ...] = ()
-    """Symbolic links whose target lies outside the context (kept verbatim, never followed)."""
+    links_leaving: tuple[str, ...] | None = ()
+    """Symbolic links whose target lies outside the context (kept verbatim, never followed); None
+    for more than anybody wants to list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,7 +173,7 @@ class _Base(_Section):
 class _Context(_Section):
     bytes: Count = 0
     entries: Count = 0
-    links_leaving: Texts = ()
+    links_leaving: Texts | None = ()
 
 
 class _Builder(_Section):
@@ -330,9 +330,17 @@ class Record:
     decision: Mapping[str, Any] | None = None
 
 
+class _RecordedGrant(BaseModel, frozen=True, extra="allow"):
+    limits: dict[str, int]
+
+
+class _RecordedDecision(BaseModel, frozen=True, extra="allow"):
+    grant: _RecordedGrant | None = None
+
+
 class _Recorded(BaseModel, frozen=True, extra="forbid"):
     facts: dict[str, Any]
-    decision: dict[str, Any]
+    decision: _RecordedDecision
 
 
 def read(path: Path) -> Record:
@@ -345,7 +353,7 @@ def read(path: Path) -> Record:
     try:
         if isinstance(document, dict) and "facts" in document:
             recorded = _Recorded.model_validate(document)
-            return Record(parse(recorded.facts), recorded.decision)
+            return Record(parse(recorded.facts), recorded.decision.model_dump(exclude_unset=True))
         return Record(parse(over(ASSUMED, document) if isinstance(document, dict) else document))
     except ValidationError as error:
         where, what = first_error(error)

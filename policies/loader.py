@@ -57,6 +57,9 @@ def parse(data: bytes, source: str) -> Policy:
     if len(data) > MOST_BYTES:
         raise PolicyInvalid(f"{source}: longer than {MOST_BYTES} bytes")
     marked = load(data, source)
+    if (empty := _first_null(marked.value, ())) is not None:
+        where = ".".join(map(str, empty)) or "document"
+        raise marked.error(empty, f"{where}: nothing stands here; leave it out, or say what")
     try:
         document = PolicyDocument.model_validate(marked.value)
     except ValidationError as error:
@@ -69,6 +72,21 @@ def parse(data: bytes, source: str) -> Policy:
     if document.extends not in LIBRARY:
         raise marked.error(("extends",), f"extends one of {', '.join(LIBRARY)}")
     return _extending(policy, shipped(document.extends), marked)
+
+
+def _first_null(value: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:  # noqa: ANN401 - any YAML
+    """Where a key has no value: an empty ``when`` is not to be one that always holds."""
+    if value is None:
+        return path
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    found = (_first_null(item, (*path, key)) for key, item in items)
+    return next((empty for empty in found if empty is not None), None)
 
 
 def _checked(document: PolicyDocument, marked: Marked) -> Policy:
@@ -96,7 +114,7 @@ def _compiled(text: str, marked: Marked, path: tuple[str | int, ...]) -> Conditi
 
 def _extending(policy: Policy, base: Policy, marked: Marked) -> Policy:
     """Both: what denies and what raises is added up; of the rest, the extending one goes first."""
-    for key in policy.origins.keys() & base.origins.keys():
+    for key in sorted(policy.origins.keys() & base.origins.keys()):
         section, _, name = key.partition("/")
         raise marked.error((section,), f"{base.name} has a rule {name} already")
     mine, theirs = policy.document, base.document

@@ -95,7 +95,7 @@ def load(data: bytes, source: str) -> Marked:
         finally:
             loader.dispose()
         marks: dict[tuple[str | int, ...], Mark] = {}
-        _mark(node, (), marks, data.decode().splitlines())
+        _mark(node, (), marks, data.decode().split("\n"))
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark
         where = f":{at.line + 1}:{at.column + 1}" if at is not None else ""
@@ -123,8 +123,16 @@ def _mark(
         for index, value in enumerate(node.value):
             _mark(value, (*path, index), marks, lines)
     elif node.style == "|":
-        indents = [len(row) - len(row.lstrip()) for row in lines[line:] if row.strip()]
-        text = (line + 1, indents[0] + 1) if indents else None
+        indent = _indent_after(lines, line)
+        text = (line + 1, indent + 1) if indent is not None else None
     elif node.start_mark.line == node.end_mark.line:
         text = (line, column + (node.style in {"'", '"'}))
     marks[path] = Mark(line, column, text)
+
+
+def _indent_after(lines: Sequence[str], line: int) -> int | None:
+    """Of the first line below that is not empty."""
+    for number in range(line, len(lines)):
+        if lines[number].strip():
+            return len(lines[number]) - len(lines[number].lstrip())
+    return None

@@ -23,7 +23,7 @@ from policies.errors import InvalidReference
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _HOST = re.compile(
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-    r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
+    r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*|\[[0-9a-fA-F:]+\])(?::[1-9][0-9]{0,4})?"
 )
 _REPOSITORY = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
@@ -104,7 +104,7 @@ class ImageReference:
         )
         host, path = (head, rest) if is_host else (DOCKER_HUB, name)
         path, colon, tag = path.partition(":")
-        if host in {DOCKER_HUB, "index.docker.io"}:
+        if host.lower() in {DOCKER_HUB, "index.docker.io"}:
             host = DOCKER_HUB
             path = path if "/" in path else f"library/{path}"
         if (
@@ -126,11 +126,13 @@ class ImageReference:
         """The same repository, by digest alone."""
         return replace(self, tag=None, digest=digest)
 
+    def explicit(self) -> "ImageReference":
+        """The same with the tag ``latest``, where there is neither tag nor digest."""
+        return replace(self, tag="latest") if self.tag is self.digest is None else self
+
     def pulled(self) -> "ImageReference":
-        """What a registry is asked for: a digest alone, or a tag, which is ``latest`` if none."""
-        if self.digest is not None:
-            return self.at(self.digest)
-        return self if self.tag is not None else replace(self, tag="latest")
+        """What a registry is asked for: a digest alone, or a tag."""
+        return self.at(self.digest) if self.digest is not None else self.explicit()
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""

@@ -125,7 +125,22 @@ def review(data: bytes, source: str) -> tuple[Finding, ...]:
                 "backends, builders and capabilities; as a further one it is fine",
             )
         )
+    elif _lacks_default(policy):
+        findings.add(
+            Finding(
+                marked.mark(("rules",)).line,
+                Severity.NOTE,
+                "missing-default",
+                "where no rule holds there are no terms: as the operator's policy this allows "
+                "nothing then; as a further one it is fine",
+            )
+        )
     return tuple(sorted(findings))
+
+
+def _lacks_default(policy: Policy) -> bool:
+    document = policy.document
+    return document.default in {None, Terms()} and not any(r.when is None for r in document.rules)
 
 
 def named_facts(policies: Sequence[Policy]) -> frozenset[str]:

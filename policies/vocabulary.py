@@ -5,12 +5,13 @@
 ''
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
 from policies.facts import BuildFacts, DockerfileFacts, TimeFacts
+from policies.reference import ImageReference
 
 Value = str | int | bool | tuple[str, ...]
 
@@ -40,6 +41,11 @@ class Fact:
 
 def _sorted(values: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(values))
+
+
+def _written_out(images: Iterable[ImageReference]) -> tuple[str, ...]:
+    """With the tag that stands for none, so that no condition has to think of it."""
+    return tuple(str(image.explicit()) for image in images)
 
 
 def _dockerfile(
@@ -84,7 +90,7 @@ FACTS: Mapping[str, Fact] = MappingProxyType({
         "Whether the commit has a signature that somebody checked."),
     "dockerfile.frontend": Fact(_S, _dockerfile("frontend", lambda d: d.frontend or ""),
         "What `# syntax=` or `BUILDKIT_SYNTAX` names; empty for nothing."),
-    "dockerfile.images": Fact(_L, _dockerfile("images", lambda d: tuple(map(str, d.images))),
+    "dockerfile.images": Fact(_L, _dockerfile("images", lambda d: _written_out(d.images)),
         "Every image that FROM, `COPY --from` or `RUN --mount=from=` names, written out with "
         "its tag or digest: `docker.io/library/debian:12`."),
     "dockerfile.remote_adds": Fact(_L, _dockerfile("remote_adds", lambda d: d.remote_adds),
@@ -104,7 +110,7 @@ FACTS: Mapping[str, Fact] = MappingProxyType({
     "context.entries": Fact(_I, lambda f: f.context.entries, "Files, directories and links."),
     "context.links_leaving": Fact(_L, lambda f: f.context.links_leaving,
         "Symbolic links that point out of the context."),
-    "destinations": Fact(_L, lambda f: tuple(map(str, f.destinations)),
+    "destinations": Fact(_L, lambda f: _written_out(f.destinations),
         "Where the result is to go, written out."),
     "builder.name": Fact(_S, lambda f: f.builder.name, "The builder that was asked for."),
     "builder.digest": Fact(_S, lambda f: f.builder.digest,

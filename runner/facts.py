@@ -3,18 +3,18 @@
 import os
 import pwd
 import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from builder.bases import BaseImage
 from builder.dockerfile import read_dockerfile
 from builder.model import Builder
-from builder.onbuild import with_triggers
 from policies import engine
 from policies.facts import (
     BaseFacts,
     BuilderFacts,
     BuildFacts,
+    DockerfileFacts,
     HostFacts,
     Identity,
     RequestFacts,
@@ -27,10 +27,11 @@ from runner.gateway.upstream import Upstream
 from runner.registry.image import (
     CONFIG_BYTES,
     Descriptor,
-    Index,
+    Manifest,
     Platform,
+    parse_base,
     parse_document,
-    parse_onbuild,
+    parse_manifest,
 )
 from runner.request import BuildRequest
 from runner.stores.rootfs import RootfsStore
@@ -84,23 +85,35 @@ def build_facts(
     builder: Builder,
     builder_digest: Digest | None,
     isolations: frozenset[Isolation],
+    bases: Mapping[ImageReference, BaseImage | None] | None = None,
 ) -> BuildFacts:
     """The facts of a request whose context was taken.
+
+    Args:
+        request: What was asked for.
+        context: Its snapshot.
+        builder: That it names.
+        builder_digest: Of the builder's root filesystem, where it is installed.
+        isolations: That can be had.
+        bases: From ``read_bases``; None before the base images are resolved.
 
     Raises:
         DockerfileInvalid: It is outside the grammar.
         StageUnknown: It has no such stage.
     """
+    dockerfile = read_dockerfile(
+        context.dockerfile_bytes,
+        build_args=request.build_args,
+        target=request.target,
+        platform=request.platform,
+        bases=bases or {},
+    )
     return BuildFacts(
         identity=_identity(),
         tenant=request.tenant,
         source=request.source,
-        dockerfile=read_dockerfile(
-            context.dockerfile_bytes,
-            build_args=request.build_args,
-            target=request.target,
-            platform=request.platform,
-        ),
+        dockerfile=dockerfile,
+        base=_base_facts(dockerfile, bases),
         context=context.facts,
         destinations=request.destinations,
         builder=BuilderFacts(
@@ -123,6 +136,21 @@ def build_facts(
         host=HostFacts(isolations=isolations),
         time=request.time,
     )
+
+
+def _base_facts(
+    dockerfile: DockerfileFacts, bases: Mapping[ImageReference, BaseImage | None] | None
+) -> BaseFacts:
+    if bases is None:
+        return BaseFacts()
+    # A base image that a variable hides is not among the stages' images at all.
+    hidden = any("images" in unknown.facts for unknown in dockerfile.unknown)
+    foreign = any(stage.foreign and stage.image is not None for stage in dockerfile.stages)
+    found = [base for base in bases.values() if base is not None]
+    if hidden or foreign or len(found) < len(bases):
+        return BaseFacts(resolved=True)
+    triggers = dict.fromkeys(trigger for base in found for trigger in base.triggers)
+    return BaseFacts(resolved=True, onbuild=tuple(triggers))
 
 
 def _identity() -> Identity:
@@ -178,45 +206,47 @@ def warnings(request: BuildRequest, context: BuildContext, facts: BuildFacts) ->
 # -- what the base images bring along ----------------------------------------------------------
 
 
-def with_bases(facts: BuildFacts, upstream: Upstream) -> BuildFacts:
-    """The facts with what the base images, all resolved by now, make the build run.
+def read_bases(facts: BuildFacts, upstream: Upstream) -> dict[ImageReference, BaseImage | None]:
+    """What every stage's base image, all resolved by now, brings along; None where nobody can tell.
 
-    Where that cannot be told, it is unknown.
+    A registry may answer what it likes: whatever cannot be read soundly is not known.
     """
-    bases = [stage.image for stage in facts.dockerfile.stages if stage.image is not None]
-    unread = any("images" in unknown.facts for unknown in facts.dockerfile.unknown)
     platform = Platform.parse(facts.request.platform)
-    found: list[str] = []
-    for image in dict.fromkeys(bases):
-        try:
-            found += _triggers(image, upstream, platform)
-        except RunnerError:
-            unread = True
-    dockerfile = with_triggers(facts.dockerfile, found)
-    base = BaseFacts(resolved=True, onbuild=None if unread else tuple(found))
-    return replace(facts, base=base, dockerfile=dockerfile)
+    images = dict.fromkeys(s.image for s in facts.dockerfile.stages if s.image is not None)
+    return {image: _base_image(image, upstream, platform) for image in images}
 
 
-def _triggers(image: ImageReference, upstream: Upstream, platform: Platform) -> tuple[str, ...]:
-    """The ONBUILD instructions of one image."""
-    descriptor, data = upstream.resolve(image.pulled())
-    document = parse_document(data, descriptor.media_type)
-    if isinstance(document, Index):
-        chosen = [
-            entry.descriptor
-            for entry in document.manifests
-            if entry.platform is not None and entry.platform.agrees_with(platform)
+def _base_image(image: ImageReference, upstream: Upstream, platform: Platform) -> BaseImage | None:
+    try:
+        configs = [
+            parse_base(_config(manifest.config, upstream))
+            for manifest in _manifests(image.pulled(), upstream, platform)
         ]
-        # More than one may suit, of several variants; whichever the builder takes is among them.
-        manifests = [upstream.resolve(image.at(entry.digest)) for entry in chosen]
-        documents = [parse_document(text, entry.media_type) for entry, text in manifests]
-    else:
-        documents = [document]
-    found: list[str] = []
-    for manifest in documents:
-        assert not isinstance(manifest, Index), "the parser refuses an index in an index"
-        found += parse_onbuild(_config(manifest.config, upstream))
-    return tuple(dict.fromkeys(found))
+    except RunnerError:
+        return None
+    # Where several entries suit, the builder's choice is not known before it chooses.
+    return configs[0] if len(set(map(_comparable, configs))) == 1 else None
+
+
+def _comparable(base: BaseImage) -> tuple[object, ...]:
+    return tuple(base.environment.items()), base.triggers
+
+
+def _manifests(image: ImageReference, upstream: Upstream, platform: Platform) -> list[Manifest]:
+    """Those that a builder for ``platform`` may take."""
+    descriptor, data = upstream.resolve(image)
+    document = parse_document(data, descriptor.media_type)
+    if isinstance(document, Manifest):
+        return [document]
+    # An entry that names no platform is taken where no other suits.
+    return [
+        parse_manifest(upstream.resolve(image.at(entry.digest))[1], entry.media_type)
+        for entry in (
+            candidate.descriptor
+            for candidate in document.manifests
+            if candidate.platform is None or candidate.platform.agrees_with(platform)
+        )
+    ]
 
 
 def _config(descriptor: Descriptor, upstream: Upstream) -> bytes:

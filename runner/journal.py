@@ -34,6 +34,9 @@ class Journal:
         self.emit(events.StageEnded(stage, seconds))
 
     def warn(self, message: str) -> None:
+        """Once for each message: the Dockerfile is read twice."""
+        if message in self.warnings:
+            return
         self.warnings.append(message)
         self.emit(events.Warned(message))
 

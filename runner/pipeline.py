@@ -2,7 +2,7 @@
 
     request -> context -> facts -> decision -> spec -> outcome -> staged -> verified -> published
 
-Read ``Build.run`` from top to bottom: each step takes what the one before made.
+Read ``Build._build`` from top to bottom: each step takes what the one before made.
 """
 
 import time
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from builder.bases import BaseImage
 from builder.model import Builder, BuildInput, BuildPlan
 from policies import engine, factsfile
 from policies.facts import BuildFacts
@@ -33,7 +34,7 @@ from runner.errors import (
     UsageError,
 )
 from runner.events import Broadcast, Listener, Stage
-from runner.facts import build_facts, named_parts, offered, warnings, with_bases
+from runner.facts import build_facts, named_parts, offered, read_bases, warnings
 from runner.gateway.registry import REPOSITORY
 from runner.gateway.session import Door, Session
 from runner.journal import Journal
@@ -138,7 +139,8 @@ class Build:
             door = Door(place.door, GATEWAY_SOCKET, place.peer_uid)
             session = stack.enter_context(self._session(door, decision, facts))
             with self._journal.stage(Stage.RESOLVE):
-                facts = self._resolve(session, facts, decision)
+                bases = self._resolve(session, facts, decision)
+                facts = self._facts(context, parts, bases)
                 decision = self._decide(facts)
                 session.decide(decision)
                 self._emit(events.Decided(decision))
@@ -216,20 +218,26 @@ class Build:
         self._emit(events.Snapshotted(context.digest, numbers.bytes, numbers.entries))
         return context
 
-    def _facts(self, context: BuildContext, parts: _Parts) -> BuildFacts:
+    def _facts(
+        self,
+        context: BuildContext,
+        parts: _Parts,
+        bases: Mapping[ImageReference, BaseImage | None] | None = None,
+    ) -> BuildFacts:
         facts = build_facts(
             self._request,
             context,
             builder=parts.builder,
             builder_digest=parts.installed.digest,
             isolations=parts.isolations,
+            bases=bases,
         )
         for warning in warnings(self._request, context, facts):
             self._journal.warn(warning)
         return facts
 
     def _decide(self, facts: BuildFacts) -> Decision:
-        """Decides twice: what base images bring along shows only when they are resolved."""
+        """Asked twice: what base images bring along shows only when they are resolved."""
         decision = engine.decide(self._tools.policies, facts)
         record = {"facts": factsfile.dump(facts), "decision": decision}
         self._directory.write("decision", record)
@@ -267,7 +275,9 @@ class Build:
                 )
             yield root
 
-    def _resolve(self, session: Session, facts: BuildFacts, decision: Decision) -> BuildFacts:
+    def _resolve(
+        self, session: Session, facts: BuildFacts, decision: Decision
+    ) -> dict[ImageReference, BaseImage | None]:
         """Every base image that the Dockerfile names: resolved, authorised, pinned, and read."""
         seconds = decision.limits.wall_seconds
         end = time.monotonic() + seconds
@@ -280,7 +290,7 @@ class Build:
             work = partial(session.upstream.resolve, image.pulled())
             descriptor, _ = patiently(f"{image} was", work)
             self._emit(events.Resolved(image, descriptor.digest))
-        return patiently("the base images were", partial(with_bases, facts, session.upstream))
+        return patiently("the base images were", partial(read_bases, facts, session.upstream))
 
     def _ask_destinations(self) -> None:
         """A destination that nobody can push to is better known before the build than after."""
@@ -323,8 +333,7 @@ class Build:
             claimed=_claimed(ended.claim),
             progress=self._journal.verifying(decision.limits.wall_seconds),
         )
-        layers = len(verified.blobs_needed) - len(verified.documents)
-        self._emit(events.Verified(verified.root.digest, _size(verified), layers))
+        self._emit(events.Verified(verified.root.digest, verified.size_bytes, verified.layers))
         return verified
 
     def _publish(self, image: VerifiedImage) -> None:
@@ -376,7 +385,7 @@ class Build:
         return BuildResult(
             build_id=self._directory.id,
             digest=image.root.digest,
-            size_bytes=_size(image),
+            size_bytes=image.size_bytes,
             published=tuple(self._published),
             output=str(request.output) if request.output is not None else None,
             stored=str(kept) if kept.exists() else None,
@@ -420,7 +429,3 @@ def _claimed(claim: str | None) -> Digest | None:
         return Digest(claim)
     except InvalidReference:
         return Digest("sha256:" + "0" * 64)
-
-
-def _size(image: VerifiedImage) -> int:
-    return sum(map(len, image.documents.values())) + sum(b.size for b in image.blobs_needed)

@@ -137,8 +137,7 @@ def publish(
         tagged = ImageReference(destination.host, destination.repository, destination.tag)
         _move_tag(client, tagged, image)
         report(TagMoved(tagged, root.digest))
-    size = sum(map(len, image.documents.values())) + sum(b.size for b in image.blobs_needed)
-    return PublishedImage(destination, root.digest, size, _BY_PUBLISH)
+    return PublishedImage(destination, root.digest, image.size_bytes, _BY_PUBLISH)
 
 
 def _push_blobs(

@@ -20,8 +20,8 @@ class BuildRequest:
         dockerfile: As ``--file`` names it, or None for the usual names.
         untrusted: Stated; forbids policy to raise the build's trust.
         tenant: On whose behalf; stated by whoever asks, as ``source`` is.
-        wall_seconds: What ``--timeout`` asks for; policy may allow less.
-        memory_bytes: Likewise; None for as much as policy allows.
+        wall_seconds: What ``--timeout`` asks for; None for as much as policy allows.
+        memory_bytes: Likewise.
         cpu_millis: Likewise.
         time: When it was asked for.
         local_images: Images that an OCI layout on this host stands in for.
@@ -39,7 +39,7 @@ class BuildRequest:
     untrusted: bool = False
     tenant: str | None = None
     source: SourceFacts = field(default_factory=SourceFacts)
-    wall_seconds: int = 1200
+    wall_seconds: int | None = None
     memory_bytes: int | None = None
     cpu_millis: int | None = None
     time: TimeFacts = field(default_factory=lambda: TimeFacts.at(datetime.now(UTC)), compare=False)

@@ -101,7 +101,12 @@ def ended(builds: Path) -> Iterator[Path]:
 
 
 def expired(directory: Path, now: float) -> bool:
-    """Whether a build that ended was kept for as long as its policy asks."""
+    """Whether the record of a build that ended was kept for as long as its policy asks.
+
+    Never where an image lies in it that is nowhere else.
+    """
+    if (directory / "image").exists():
+        return False
     try:
         decision = json.loads((directory / "decision.json").read_bytes())["decision"]
         days = decision["grant"]["retention_days"]

@@ -78,6 +78,17 @@ class VerifiedImage:
         if key is not _KEY:
             raise TypeError("only runner.verify makes a VerifiedImage")
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all that a registry stores of it."""
+        documents = sum(map(len, self.documents.values()))
+        return documents + sum(blob.size for blob in self.blobs_needed)
+
+    @property
+    def layers(self) -> int:
+        """Each counted once, of however many images it is a part."""
+        return sum(blob.media_type in LAYER_TYPES for blob in self.blobs_needed)
+
 
 class ImageVerifier:
     """Checks one image, document by document and layer by layer. Does no I/O.

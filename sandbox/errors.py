@@ -12,7 +12,7 @@ class IsolationError(RunnerError):
 
 
 class IsolationUnavailable(IsolationError):
-    """This host cannot contain a build as decided. Nothing untrusted was read."""
+    """This host cannot contain a build as decided. Nothing untrusted was given to a sandbox."""
 
     code = "isolation-unavailable"
 
@@ -21,9 +21,7 @@ class IsolationMismatch(IsolationError):
     """The sandbox is not what it was asked to be. The context was not released to it."""
 
     code = "isolation-mismatch"
-    default_advice = (
-        "Something on this host answers to the runtime's name. evidence.json tells what was seen."
-    )
+    default_advice = "Something on this host answers to the runtime's name, as the message tells."
 
 
 class SandboxFailed(IsolationError):

@@ -68,7 +68,7 @@ def configure_facts(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="tighten the operator's policy; repeatable",
     )
-    add("--timeout", metavar="DURATION", default="20m", help="such as 90s or 1h30m [%(default)s]")
+    add("--timeout", metavar="DURATION", help="less than policy allows, such as 90s or 1h30m")
     add("--memory", metavar="SIZE", help="less than policy allows, such as 512m or 2g")
     add("--cpus", metavar="NUMBER", help="likewise, such as 0.5 or 2")
     add("--tenant", metavar="NAME", help="on whose behalf; policies may ask for it")
@@ -129,7 +129,7 @@ def build_request(parsed: argparse.Namespace) -> BuildRequest:
         untrusted=parsed.untrusted,
         tenant=parsed.tenant,
         source=_source(parsed.source),
-        wall_seconds=_seconds(parsed.timeout),
+        wall_seconds=None if parsed.timeout is None else _seconds(parsed.timeout),
         memory_bytes=None if parsed.memory is None else _bytes(parsed.memory),
         cpu_millis=None if parsed.cpus is None else _cpu_millis(parsed.cpus),
     )

@@ -30,7 +30,7 @@ def run(parsed: argparse.Namespace) -> int:
     ):
         staged = StagedImage(remote.root, remote)
         image = verify(staged, limits=Limits(), platform=parsed.platform, claimed=reference.digest)
-    size = sum(map(len, image.documents.values())) + sum(b.size for b in image.blobs_needed)
+    size = image.size_bytes
     if parsed.json:
         found = {"digest": image.root.digest, "size_bytes": size, "platforms": image.platforms}
         print(json.dumps(found, indent=1))  # noqa: T201 - the answer

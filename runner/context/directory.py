@@ -35,7 +35,7 @@ _DEFAULT_NAMES = ("Dockerfile", "Containerfile")
 _DEPTH = 256
 """Directories below one another. Each costs a descriptor, of which a process has 1,024."""
 _WARNINGS = 20
-_LINKS_LEAVING = 100
+_LINKS_LEAVING = 1000
 _VISITS_PER_ENTRY = 10
 """Names looked at, ignored ones included, for each entry that the limits allow."""
 _CHUNK_BYTES = 1 << 20
@@ -104,9 +104,7 @@ def snapshot(
         dockerfile=found,
         dockerfile_bytes=walk.dockerfile_bytes,
         dockerfile_ignored=rules.excluded(found),
-        facts=ContextFacts(
-            bytes=walk.bytes, entries=walk.entries, links_leaving=tuple(walk.links_leaving)
-        ),
+        facts=ContextFacts(bytes=walk.bytes, entries=walk.entries, links_leaving=walk.leaving()),
         warnings=walk.warnings(),
     )
 
@@ -132,6 +130,11 @@ class _Walk:
     def warnings(self) -> tuple[str, ...]:
         more = self._left_out_count - len(self._left_out)
         return (*self._left_out, *([f"and {more} more were left out"] if more else []))
+
+    def leaving(self) -> tuple[str, ...] | None:
+        """None where there are so many that not all were kept."""
+        links = self.links_leaving
+        return tuple(links) if len(links) <= _LINKS_LEAVING else None
 
     def directory(self, fd: int, prefix: str, above: int, depth: int) -> None:
         """Adds what lies in the directory ``fd``; ``above`` is what the rules said of it."""
@@ -189,7 +192,7 @@ class _Walk:
             header = _header(path, found, tarfile.SYMTYPE)
             with reading(path):
                 header.linkname = os.readlink(posixpath.basename(path), dir_fd=parent)
-            if _leaves(path, header.linkname) and len(self.links_leaving) < _LINKS_LEAVING:
+            if _leaves(path, header.linkname) and len(self.links_leaving) <= _LINKS_LEAVING:
                 self.links_leaving.append(shown(path))
             self._add(header)
         else:

@@ -12,6 +12,7 @@ from policies.engine import may_start_from
 from policies.grants import within
 from policies.model import Decision
 from policies.reference import Digest, ImageReference
+from runner.errors import PolicyDenied
 from runner.registry.image import Descriptor, Manifest, parse_document
 from runner.stores.blobs import BlobSource
 
@@ -25,12 +26,23 @@ class ReachableSet:
         self._uploaded: set[Digest] = set()
         self._based: dict[Digest, tuple[ImageReference, int]] = {}
         self._entries: set[tuple[str, Digest]] = set()
+        self._resolved: set[ImageReference] = set()
 
     # -- what the decision allows ----------------------------------------------------------
 
     def decide(self, decision: Decision) -> None:
-        """From now on ``decision`` holds, which may be looser than the one before."""
-        self._decision = decision
+        """From now on ``decision`` holds, which knows what the base images bring along.
+
+        Raises:
+            PolicyDenied: It takes back what was done under the one before.
+        """
+        before, self._decision = self._decision.grant, decision
+        for image in self._resolved:
+            if within(before.pull_credentials, image.name) and not self.with_credentials(image):
+                raise PolicyDenied(
+                    f"{image} was pulled with credentials, which policy does not allow now that "
+                    "its ONBUILD instructions are known"
+                )
 
     def may_resolve(self, image: ImageReference) -> bool:
         """Whether the session may start from ``image``, itself or as an entry of an index."""
@@ -48,6 +60,7 @@ class ReachableSet:
         """Notes that ``document`` was resolved: what it references is reachable from now on."""
         parsed = parse_document(document, descriptor.media_type)
         with self._lock:
+            self._resolved.add(image)
             if isinstance(parsed, Manifest):
                 for blob in (parsed.config, *parsed.layers):
                     self._based.setdefault(blob.digest, (image, blob.size))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from builder.bases import BaseImage
 from policies.reference import Digest
 from runner.errors import VerificationFailed
 from runner.registry import strictjson
@@ -40,6 +41,8 @@ MANIFEST_BYTES = 4 << 20
 CONFIG_BYTES = 8 << 20
 MANIFESTS = 64
 """In one index. The widest official images list some 20, and as many attestations."""
+CONFIG_TEXTS = 2000
+"""In the environment, or of ONBUILD instructions."""
 LAYERS = 127
 """In one manifest; overlay file systems mount no more, and ``Limits.layers`` may ask for less."""
 
@@ -176,8 +179,8 @@ def parse_config(data: bytes) -> Config:
     )
 
 
-def parse_onbuild(data: bytes) -> tuple[str, ...]:
-    """The ONBUILD instructions in an image's configuration, without that word.
+def parse_base(data: bytes) -> BaseImage:
+    """What a build that starts from the image inherits, from its configuration.
 
     Raises:
         VerificationFailed: It is none, or not soundly one.
@@ -185,15 +188,19 @@ def parse_onbuild(data: bytes) -> tuple[str, ...]:
     document = strictjson.parse(data, most_bytes=CONFIG_BYTES)
     document.only_spelled("config")
     if not document.given("config"):
-        return ()
+        return BaseImage({}, ())
     config = document.child("config")
-    config.only_spelled("OnBuild")
-    if not config.given("OnBuild"):
-        return ()
-    triggers = config.array("OnBuild")
-    if not all(isinstance(trigger, str) for trigger in triggers):
-        raise VerificationFailed("OnBuild is not a list of texts", rule="schema")
-    return tuple(triggers)
+    config.only_spelled("Env", "OnBuild")
+    environment = dict(text.partition("=")[::2] for text in _texts(config, "Env"))
+    return BaseImage(environment, _texts(config, "OnBuild"))
+
+
+def _texts(config: JsonObject, name: str) -> tuple[str, ...]:
+    texts = config.array(name) if config.given(name) else []
+    if not all(isinstance(text, str) for text in texts):
+        raise VerificationFailed(f"{name} is not a list of texts", rule="schema")
+    _refuse_count(len(texts), CONFIG_TEXTS, "schema")
+    return tuple(texts)
 
 
 def _document(data: bytes, media_type: str, kinds: tuple[str, ...]) -> JsonObject:

@@ -76,6 +76,7 @@ def test_a_build_argument_names_the_frontend_too() -> None:
         ("FROM a AS b\nFROM c\nRUN --mount=type=bind,from=b true", ["a", "c"]),
         ("FROM a\nONBUILD COPY --from=b / /", ["a", "b"]),
         ("FROM a\nCOPY --from='b' / /", ["a", "b"]),
+        ("FROM a\nCOPY --from=scratch / /", ["a"]),
         ("FROM a\nRUN cat <<EOF\nFROM b\nEOF\nCOPY --from=c / /", ["a", "c"]),
         ("FROM a\nRUN <<-'E' cat <<\"F\"\nFROM b\n\tE\nFROM c\nF\nFROM d", ["a", "d"]),
         ("FROM a\nRUN cat <<- \nFROM d", ["a", "d"]),
@@ -159,7 +160,7 @@ EVERYTHING_BELOW = {
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
-        ("FROM a:$T", {"images"}),
+        ("FROM a:$T", EVERYTHING_BELOW),
         ("FROM a\nCOPY --from=$X / /", {"images"}),
         ("FROM a\nCOPY --new=1 a b", {"images", "remote_adds"}),
         ("FROM a\nADD $URL /x", {"remote_adds"}),
@@ -170,6 +171,8 @@ EVERYTHING_BELOW = {
         ("FROM a\nRUN --mount=type=secret,id=$S true", {"secrets"}),
         ("FROM a\nRUN --mount=type=secret true", {"secrets"}),
         ("FROM a\nRUN --mount=type=cache,$X true", {"images", "mounts", "secrets"}),
+        ("FROM a\nRUN --mount=from=$X true", {"images"}),
+        ("FROM a AS b\nONBUILD ENV X=1\nENV X=2\nFROM b\nADD $X /", {"remote_adds"}),
         ("FROM a\nRUN echo \\\\\nRUN x", EVERYTHING_BELOW),
     ],
 )
@@ -178,6 +181,12 @@ def test_what_cannot_be_determined_says_which_facts_are_incomplete(
 ) -> None:
     (unknown,) = read(text).unknown
     assert unknown.facts == facts
+
+
+def test_a_base_that_could_be_any_stage_makes_variables_unknown() -> None:
+    base, source = read("FROM a\nENV V=1\nFROM b:$T\nADD $V /").unknown
+    assert base.facts == EVERYTHING_BELOW
+    assert source.facts == {"remote_adds"}
 
 
 def test_the_sentences_are_bounded_and_the_facts_they_spoil_are_not() -> None:
@@ -215,7 +224,7 @@ def test_the_stages_keep_name_base_and_line() -> None:
         ("ARG V=2\nADD https://x.org/\\$V'$V'\"\\a$V\"$ /a", ("https://x.org/$V$V\\a2$",)),
         ("ADD $DIR/b /a", None),
         ("ADD h$X /a", None),
-        ("ADD ./a.tar c/${V}.txt /a", ()),
+        ("ADD ./a.tar c/${V}.txt ./$V /a", ()),
         ("ADD <<EOF /a\nhttps://x.org/a\nEOF", ()),
         ("COPY https.txt /a", ()),
     ],
@@ -226,6 +235,7 @@ def test_remote_sources_of_add_are_listed(line: str, remote: tuple[str, ...] | N
         assert len(facts.unknown) == 1
     else:
         assert facts.remote_adds == remote
+        assert facts.unknown == ()
 
 
 def test_a_stage_inherits_env_but_not_arg() -> None:
@@ -240,14 +250,16 @@ def test_what_run_asks_for_is_listed() -> None:
         "    --mount=type=secret,dst=/three,required --mount=type=cache,target=/c \\\n"
         "    --mount=type=ssh --mount=type=tmpfs,target=/t --mount='target=/x,from=b' \\\n"
         "    --network=host --security=insecure make\n"
+        "ARG K=secret\n"
+        "RUN --mount=type=$K,id=four true\n"
         "ONBUILD RUN --network=none true\n"
         "ONBUILD ARG LATER=$X\n"
     )
-    assert facts.secrets == {"one", "two", "three"}
+    assert facts.secrets == {"one", "two", "three", "four"}
     assert facts.mounts == {"bind", "cache", "secret", "ssh", "tmpfs"}
     assert facts.networks == {"host", "none"}
     assert facts.securities == {"insecure"}
-    assert facts.build_args == {"LATER"}
+    assert facts.build_args == {"K", "LATER"}
     assert images(facts) == ["a", "b"]
 
 

@@ -29,6 +29,7 @@ KNOWN: dict[str, Value] = {name: SAMPLES[fact.kind] for name, fact in FACTS.item
         ("tenant.glob('a.b/*')", True),
         ("tenant.glob('a.b')", False),
         ("tenant.glob('b/c')", False),
+        ("['x', 'a.b/*'].exists(p, tenant.glob(p))", True),
         ("tenant in ['x', 'a.b/c']", True),
         ("context.bytes in [1, 2]", False),
         ("context.bytes > 5 && context.bytes <= 7", True),
@@ -73,6 +74,10 @@ def test_what_the_language_has(text: str, holds: bool) -> None:
             "['a', 1] == []", "[[1]] == []", "b'a' == b'a'", "r'a' == 'a'", "'''a''' == 'a'",
             "'a\\'' == 'a'", "`tenant` == 'a'", "tenant == 'a' // b", "tenant == 'a'\0",
             "tenant == 'a'\n#", "5 == 5;", "a\u00e9 == 'a'", "[1.0] == []", "[true, 1] == []",
+        )),
+        *((text, "a pattern is written out") for text in (
+            "tenant.glob(source.url)", "source.url.glob( tenant )", "tenant.glob(trust)",
+            "tenant . glob (source . ref)",
         )),
         ("(" * 33 + "true" + ")" * 33, "too deep"),
         ("!" * 40 + "true", "too deep"),

@@ -396,6 +396,37 @@ def test_a_further_policy_can_only_withdraw_trust() -> None:
     assert decided(doubtful, source=SourceFacts()).trust is Trust.UNTRUSTED
 
 
+def test_withdrawn_trust_keeps_what_the_operator_asks_of_trusted_builds() -> None:
+    operator = policy(
+        trusted=[{"name": "ci", "when": "identity.name == 'ci'"}],
+        deny=[{"name": "adds", "when": "trust == 'trusted' && size(dockerfile.remote_adds) > 0"}],
+        floors=[{"name": "short", "when": "trust == 'trusted'", "limits": {"wall_seconds": 60}}],
+    )
+    nobody = policy("nobody", trusted=[])
+    stated = RequestFacts(untrusted=True)
+    for found in (
+        decided(operator), decided(operator, nobody), decided(operator, request=stated),
+    ):  # fmt: skip
+        assert found.limits.wall_seconds == 60
+    adds = DockerfileFacts(remote_adds=("https://a.b/c",))
+    assert denied(operator, dockerfile=adds).rule == "deny/adds"
+    assert denied(operator, nobody, dockerfile=adds).rule == "deny/adds"
+    assert denied(operator, request=stated, dockerfile=adds).rule == "deny/adds"
+    # Of whom the operator does not trust, nothing is asked.
+    stranger = Identity(kind="unix", name="stranger")
+    assert decided(operator, identity=stranger, dockerfile=adds).limits.wall_seconds > 60
+
+
+@given(st.lists(policies, min_size=1, max_size=2), known_facts)
+def test_stating_untrusted_never_loosens_anything(
+    given_policies: list[Policy], known: BuildFacts
+) -> None:
+    said = replace(known, request=replace(known.request, untrusted=True))
+    not_said = replace(known, request=replace(known.request, untrusted=False))
+    if not any("request.untrusted" in text for p in given_policies for text in p.conditions):
+        never_looser(decide(given_policies, said), decide(given_policies, not_said))
+
+
 def test_an_evaluation_that_goes_wrong_denies() -> None:
     endless = "dockerfile.mounts.all(i, dockerfile.mounts.all(j, i == j || i != j))"
     many = DockerfileFacts(mounts=frozenset(map(str, range(200))))

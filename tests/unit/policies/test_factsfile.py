@@ -106,7 +106,7 @@ every_facts = st.builds(
         unknown=st.lists(unknowns, max_size=2).map(tuple),
     ).map(as_readers_make_them),
     base=st.just(BaseFacts()) | st.builds(BaseFacts, resolved=st.just(True), onbuild=lists),
-    context=st.builds(ContextFacts, bytes=counts, entries=counts, links_leaving=lists),
+    context=st.builds(ContextFacts, bytes=counts, entries=counts, links_leaving=st.none() | lists),
     destinations=some_images,
     builder=st.builds(
         BuilderFacts, name=texts, digest=st.none() | st.just(Digest.of(b"")), uid=counts,

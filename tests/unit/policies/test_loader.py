@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,27 @@ def test_every_policy_of_the_library_can_be_extended() -> None:
         assert parse(text.encode(), "here").document.default == shipped(name).document.default
 
 
+def test_long_files_are_read_in_linear_time() -> None:
+    long = (
+        HEAD
+        + "deny:\n"
+        + "".join(f"  - name: r{n}\n    when: |\n      true\n" for n in range(1000))
+    )
+    lines = len(long.splitlines())
+    seen = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal seen
+        seen += 1
+
+    sys.setprofile(count)
+    try:
+        parse(long.encode(), "here")
+    finally:
+        sys.setprofile(None)
+    assert seen < lines * 1000
+
+
 def test_a_policy_needs_nothing_but_a_name() -> None:
     assert parse(HEAD.encode(), "here").document == PolicyDocument(
         api_version="runner/v1alpha1", name="x"
@@ -169,6 +191,11 @@ def test_a_policy_needs_nothing_but_a_name() -> None:
     ("text", "says"),
     [
         ("", "document"),
+        (HEAD + "deny:\n  - name: a\n    when:\n", "here:5:10: deny.0.when: nothing stands"),
+        (HEAD + "default: {base_images: ~}", "default.base_images: nothing stands"),
+        (HEAD + "default: {destinations: [a.b/c, null]}", "destinations.1: nothing stands"),
+        (HEAD + 'default: {nonroot: "no"}', "nonroot"),
+        (HEAD + "default: {provenance: 0}", "provenance"),
         ("[]", "document"),
         ("3", "document"),
         ("default: {}", "apiVersion"),

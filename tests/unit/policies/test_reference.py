@@ -10,7 +10,7 @@ from policies.reference import Digest, ImageReference
 
 HEX = "a" * 64
 
-hosts = st.from_regex(r"\A[a-z0-9]{1,8}(\.[a-z0-9]{1,8}){1,2}(:[0-9]{1,5})?\Z")
+hosts = st.from_regex(r"\A[a-z0-9]{1,8}(\.[a-z0-9]{1,8}){1,2}(:[1-9][0-9]{0,4})?\Z")
 repositories = st.from_regex(r"\A[a-z0-9]{1,8}([._-][a-z0-9]{1,8})?(/[a-z0-9]{1,8}){0,3}\Z")
 tags = st.from_regex(r"\A[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 digests = st.binary(max_size=8).map(Digest.of)
@@ -22,6 +22,18 @@ references = st.builds(
 @given(references)
 def test_a_reference_reads_back_what_it_writes(reference: ImageReference) -> None:
     assert ImageReference.parse(str(reference)) == reference
+
+
+def test_a_registry_is_asked_for_a_digest_or_a_tag() -> None:
+    digest = Digest.of(b"")
+    for text, explicit, pulled in (
+        ("a.b/c", "a.b/c:latest", "a.b/c:latest"),
+        ("a.b/c:1", "a.b/c:1", "a.b/c:1"),
+        (f"a.b/c@{digest}", f"a.b/c@{digest}", f"a.b/c@{digest}"),
+        (f"a.b/c:1@{digest}", f"a.b/c:1@{digest}", f"a.b/c@{digest}"),
+    ):
+        image = ImageReference.parse(text)
+        assert (str(image.explicit()), str(image.pulled())) == (explicit, pulled)
 
 
 @given(st.text(max_size=300))
@@ -47,6 +59,7 @@ def test_any_text_is_a_reference_or_refused(text: str) -> None:
         ("localhost:5000/acme/app:1", "localhost:5000/acme/app:1"),
         ("Registry.Example.COM/app", "registry.example.com/app"),
         ("[::1]:5000/app", "[::1]:5000/app"),
+        ("Docker.io/debian", "docker.io/library/debian"),
         (f"a.b/c:1@sha256:{HEX}", f"a.b/c:1@sha256:{HEX}"),
         (f"a.b/c@sha512:{HEX * 2}", f"a.b/c@sha512:{HEX * 2}"),
         (f"a.b/{'c' * 251}", f"a.b/{'c' * 251}"),
@@ -67,6 +80,7 @@ def test_a_reference_is_written_out_in_full(text: str, expected: str) -> None:
         f"a.b/{'c' * 252}", f"a.b/c:{'T' * 129}", f"a.b/c@sha256:{HEX[1:]}",
         f"a.b/c@sha256:{HEX}a", f"a.b/c@sha256:{HEX.upper()}", f"a.b/c@md5:{'a' * 32}",
         f"a.b/c@sha256:{HEX}@sha256:{HEX}", "x" * 1025, "FOO/bar", "Foo/bar:1",
+        "a.b:0443/c", "a.b:0/c",
     ],
 )  # fmt: skip
 def test_what_is_outside_the_grammar_is_refused(text: str) -> None:

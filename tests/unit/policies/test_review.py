@@ -127,7 +127,7 @@ def test_a_policy_without_backends_or_builders_is_noted() -> None:
     assert found("default: {backends: [local], builders: [], capabilities: []}")
     assert found(OPEN) == []
     terms = "{backends: [a], builders: [a], capabilities: [a]}"
-    assert found(f"rules: [{{name: a, when: tenant == 'a', then: {terms}}}]\n") == []
+    assert found(f"rules: [{{name: a, then: {terms}}}]\n") == []
 
 
 @pytest.mark.parametrize(
@@ -325,3 +325,14 @@ rules:
     expected = {"source.fork", "source.ref", "time.hour", "dockerfile.images", "trust", "tenant"}
     assert named_facts([parse(text.encode(), "x")]) == expected
     assert named_facts([shipped("default")]) == frozenset()
+
+
+def test_rules_without_a_default_are_noted() -> None:
+    offering = "{backends: [local], builders: [buildah], capabilities: ['*']}"
+    rule = "  - {name: a, when: source.fork, then: " + offering + "}\n"
+    assert [code for _, code in found("rules:\n" + rule)] == ["missing-default"]
+    last = "  - {name: b, then: " + offering + "}\n"
+    assert "missing-default" not in [code for _, code in found("rules:\n" + rule + last)]
+    assert "missing-default" not in [
+        code for _, code in found(f"default: {offering}\nrules:\n{rule}")
+    ]

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
+from builder.bases import BaseImage
 from builder.buildah import Buildah
-from policies.facts import BuildFacts, DockerfileFacts, Stage, Unknown
+from policies.facts import BaseFacts, BuildFacts, DockerfileFacts, Stage
 from policies.loader import shipped
-from policies.model import Isolation
+from policies.model import Isolation, Limits
 from policies.reference import Digest, ImageReference
+from runner.context import snapshot
 from runner.errors import BuilderUnknown, IsolationUnavailable, UsageError
-from runner.facts import named_parts, offered, survey, with_bases
+from runner.facts import build_facts, named_parts, offered, read_bases, survey
 from runner.gateway.reachable import ReachableSet
 from runner.gateway.upstream import Upstream
 from runner.registry.auth import Anonymous
-from runner.registry.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from runner.registry.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor
 from runner.request import BuildRequest
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore
@@ -31,7 +33,8 @@ FACTS = BuildFacts(
         images=(BASE,), stages=(Stage(name=None, base="x", image=BASE, line=1),)
     )
 )
-Bases = Callable[[BuildFacts], BuildFacts]
+Bases = Callable[[], BaseImage | None]
+Found = dict[ImageReference, BaseImage | None]
 
 
 @pytest.fixture
@@ -40,16 +43,16 @@ def registry() -> FakeRegistry:
 
 
 @pytest.fixture
-def bases(registry: FakeRegistry, tmp_path: Path) -> Bases:
+def base(registry: FakeRegistry, tmp_path: Path) -> Bases:
     upstream = Upstream(
         Settings(), Anonymous(), ReachableSet(decision()), BlobStore(tmp_path / "cache"),
         fetching=lambda *_: None, local_images={},
     )  # fmt: skip
     upstream._anonymous = registry  # type: ignore[assignment] # has what is asked of it
-    return lambda facts: with_bases(facts, upstream)
+    return lambda: read_bases(FACTS, upstream)[BASE]
 
 
-def put(registry: FakeRegistry, name: str, config: Any, **platform: str) -> Digest:
+def put(registry: FakeRegistry, name: str, config: Any) -> Digest:
     data = config if isinstance(config, bytes) else json.dumps(config).encode()
     digest = Digest.of(data)
     registry.blobs[digest] = data
@@ -58,53 +61,113 @@ def put(registry: FakeRegistry, name: str, config: Any, **platform: str) -> Dige
     return registry.add(name, OCI_MANIFEST, json.dumps(manifest).encode())
 
 
-def test_the_triggers_of_a_base_image_are_facts(registry: FakeRegistry, bases: Bases) -> None:
-    put(registry, str(BASE), {"config": {"OnBuild": ["COPY --from=a.b/c /x /", "RUN make"]}})
-    found = bases(FACTS)
-    assert found.base.resolved
-    assert found.base.onbuild == ("COPY --from=a.b/c /x /", "RUN make")
-    assert ImageReference.parse("a.b/c") in found.dockerfile.images
+def test_what_a_base_image_brings_along_is_read(registry: FakeRegistry, base: Bases) -> None:
+    put(registry, str(BASE), {"config": {"OnBuild": ["RUN a", "RUN a"], "Env": ["A=b=c", "D"]}})
+    assert base() == BaseImage({"A": "b=c", "D": ""}, ("RUN a", "RUN a"))
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"config": None}, {"config": {}}, {"config": {"OnBuild": None}},
+    "config", [{}, {"config": None}, {"config": {}}, {"config": {"OnBuild": None, "Env": None}},
                {"config": {"OnBuild": []}}]
 )  # fmt: skip
-def test_a_base_image_without_triggers_has_none(
-    registry: FakeRegistry, bases: Bases, config: Any
-) -> None:
+def test_a_base_image_may_bring_nothing(registry: FakeRegistry, base: Bases, config: Any) -> None:
     put(registry, str(BASE), config)
-    assert bases(FACTS).base.onbuild == ()
+    assert base() == BaseImage({}, ())
 
 
 @pytest.mark.parametrize(
     "config", [b"", b"[]", {"config": []}, {"config": {"OnBuild": "RUN x"}},
-               {"config": {"OnBuild": [1]}}, {"config": {"onbuild": ["RUN x"]}}]
+               {"config": {"OnBuild": [1]}}, {"config": {"onbuild": ["RUN x"]}},
+               {"config": {"Env": ["A=b"] * 2001}}]
 )  # fmt: skip
-def test_what_cannot_be_read_is_unknown(registry: FakeRegistry, bases: Bases, config: Any) -> None:
+def test_what_cannot_be_read_is_unknown(registry: FakeRegistry, base: Bases, config: Any) -> None:
     put(registry, str(BASE), config)
-    found = bases(FACTS)
-    assert found.base.resolved
-    assert found.base.onbuild is None
+    assert base() is None
 
 
-def test_a_base_image_that_nobody_could_read_is_unknown(bases: Bases) -> None:
-    doubt = DockerfileFacts(unknown=(Unknown(frozenset({"images"}), "Line 1"),))
-    assert bases(BuildFacts(dockerfile=doubt)).base.onbuild is None
-
-
-def test_every_entry_of_an_index_that_suits_counts(registry: FakeRegistry, bases: Bases) -> None:
-    entries = []
-    for architecture, trigger in (("amd64", "RUN a"), ("arm64", "RUN b"), ("amd64", "RUN c")):
-        digest = put(registry, "r.example/base:part", {"config": {"OnBuild": [trigger]}})
+def index(registry: FakeRegistry, *entries: tuple[dict[str, Any], str | None]) -> None:
+    listed = []
+    for config, architecture in entries:
+        digest = put(registry, "r.example/base:part", {"config": config})
         size = len(registry.images[BASE.at(digest)][1])
-        entries.append({
+        platform = {"platform": {"os": "linux", "architecture": architecture}}
+        listed.append({
             "mediaType": OCI_MANIFEST, "digest": digest, "size": size,
-            "platform": {"os": "linux", "architecture": architecture},
+            **(platform if architecture else {}),
         })  # fmt: skip
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-    registry.add(str(BASE), OCI_INDEX, json.dumps(index).encode())
-    assert bases(FACTS).base.onbuild == ("RUN a", "RUN c")
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
+    registry.add(str(BASE), OCI_INDEX, json.dumps(document).encode())
+
+
+def test_of_an_index_the_entry_for_the_platform_counts(registry: FakeRegistry, base: Bases) -> None:
+    index(registry, ({"OnBuild": ["RUN a"]}, "amd64"), ({"OnBuild": ["RUN b"]}, "arm64"))
+    assert base() == BaseImage({}, ("RUN a",))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [({}, "amd64"), ({"OnBuild": ["RUN b"]}, "amd64")],
+        [({}, "amd64"), ({"OnBuild": ["RUN b"]}, None)],
+        [({}, "amd64"), ({"Env": ["A=b"]}, None)],
+        [({}, "arm64")],
+        [],
+    ],
+)
+def test_which_entry_a_builder_takes_is_not_guessed(
+    registry: FakeRegistry, base: Bases, entries: list[tuple[dict[str, Any], str | None]]
+) -> None:
+    index(registry, *entries)
+    assert base() is None
+
+
+def test_an_entry_that_is_served_as_an_index_is_unknown(
+    registry: FakeRegistry, base: Bases
+) -> None:
+    index(registry, ({}, "amd64"))
+    (digest,) = [image.digest for image in registry.images if image.digest and image.tag is None
+                 and registry.images[image][0].media_type == OCI_MANIFEST]  # fmt: skip
+    nested = registry.images[BASE][1]
+    registry.images[BASE.at(digest)] = Descriptor(OCI_INDEX, digest, len(nested)), nested
+    assert base() is None
+
+
+# -- facts before and after the base images are resolved ----------------------------------------
+
+
+def facts(
+    text: str, place: Path, bases: dict[ImageReference, BaseImage | None] | None
+) -> BuildFacts:
+    place.mkdir()
+    (place / "Dockerfile").write_text(text)
+    request = BuildRequest(context=place, build_args={})
+    context = snapshot(place, dockerfile=None, limits=Limits(), into=place.parent / "context.tar")
+    return build_facts(
+        request, context, builder=Buildah(), builder_digest=None, isolations=frozenset(),
+        bases=bases,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "bases", "expected"),
+    [
+        ("FROM {}", None, BaseFacts()),
+        ("FROM {}", {BASE: None}, BaseFacts(resolved=True)),
+        (
+            "FROM {}",
+            {BASE: BaseImage({}, ("RUN a",))},
+            BaseFacts(resolved=True, onbuild=("RUN a",)),
+        ),
+        ("FROM {}", {BASE: BaseImage({}, ())}, BaseFacts(resolved=True, onbuild=())),
+        ("FROM --platform=linux/arm64 {}", {BASE: BaseImage({}, ())}, BaseFacts(resolved=True)),
+        ("FROM {}\nFROM b:$T", {BASE: BaseImage({}, ())}, BaseFacts(resolved=True)),
+        ("FROM scratch", {}, BaseFacts(resolved=True, onbuild=())),
+    ],
+)
+def test_onbuild_is_known_where_every_base_was_read(
+    text: str, bases: Found | None, expected: BaseFacts, tmp_path: Path
+) -> None:  # fmt: skip
+    assert facts(text.format(BASE), tmp_path / "context", bases).base == expected
 
 
 # -- the parts that a request names ------------------------------------------------------------

@@ -98,3 +98,5 @@ def test_a_record_is_kept_for_as_long_as_its_policy_asks(
     written = (directory.path / "result.json").stat().st_mtime
     assert not expired(directory.path, written + days * 86_400 - 1)
     assert expired(directory.path, written + days * 86_400 + 1)
+    directory.image.mkdir()  # which is nowhere else
+    assert not expired(directory.path, written + 1e12)

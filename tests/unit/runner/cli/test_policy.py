@@ -225,7 +225,8 @@ def test_hostile_names_do_not_reach_the_terminal(
     (tmp_path / "d").mkdir()
     facts = facts_file(
         tmp_path / "d" / "f.json",
-        dockerfile={"frontend": hostile}, context={"links_leaving": [hostile]}, source={"ref": hostile},
+        dockerfile={"frontend": hostile}, context={"links_leaving": [hostile]},
+        source={"ref": hostile},
     )  # fmt: skip
     commands = (
         ["explain", "--facts", facts, "--policy", LIBRARY / "strict.yaml"],

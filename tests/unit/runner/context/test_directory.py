@@ -145,9 +145,9 @@ def test_links_are_kept_verbatim_and_those_that_leave_are_named(context: Path) -
 
 
 def test_the_list_of_leaving_links_is_bounded(context: Path) -> None:
-    for index in range(120):
+    for index in range(1001):
         (context / f"l{index}").symlink_to("/")
-    assert len(take(context).facts.links_leaving) == 100
+    assert take(context).facts.links_leaving is None  # and so unknown, never known to be few
 
 
 def test_sockets_fifos_and_devices_are_left_out_with_a_warning(
