@@ -54,6 +54,7 @@ bench: tools venv ## measure against the same builder without a sandbox; writes 
 
 fuzz: venv ## property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit -m "not sandbox"
+	$(BIN)/python -m tests.fuzz.fuzz_dockerfile -max_total_time=120
 
 soak test-cluster: ## not there yet: said so, and no success
 	@echo "make $@: nothing to run yet; CHANGELOG.md says what this version has" >&2; exit 2
