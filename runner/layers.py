@@ -19,9 +19,9 @@ from runner.errors import VerificationFailed
 
 BLOCK = 512
 PAX_BYTES = 1 << 20
+"""Of one PAX header, extended attributes included; Go's reader takes as much."""
 PAX_RECORDS = 1024
 """In one header. Each extended attribute is one; real files have a few."""
-"""Of one PAX header, extended attributes included; Go's reader takes as much."""
 _ZERO_BLOCK = bytes(BLOCK)
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"[1-9][0-9]{0,7}")

@@ -33,7 +33,6 @@ _MOST_WAIT_SECONDS = 30.0
 _FIRST_WAIT_SECONDS = 0.5
 
 _T = TypeVar("_T")
-Body = Callable[[], BinaryIO]
 
 
 class Transient(Exception):

@@ -34,8 +34,6 @@ from runner.errors import (
 from runner.files import write_whole
 from sandbox.locks import Lock
 
-READ_BYTES = 1 << 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
