@@ -115,6 +115,7 @@ class Buildah:
                 "CONTAINERS_CONF": f"{CONFIG}/containers.conf",
                 "CONTAINERS_REGISTRIES_CONF": f"{CONFIG}/registries.conf",
                 "CONTAINERS_STORAGE_CONF": f"{CONFIG}/storage.conf",
+                **_proxies(request),
             },
             files={
                 # Not the context's own: buildah runs cpp over a name that ends in .in, and would
@@ -138,6 +139,15 @@ class Buildah:
 def _auth(request: BuildInput) -> bytes:
     token = base64.b64encode(f"session:{request.token}".encode()).decode()
     return json.dumps({"auths": {request.registry: {"auth": token}}}).encode()
+
+
+def _proxies(request: BuildInput) -> dict[str, str]:
+    """Of the process: handed on to RUN steps, and kept out of the image and its history."""
+    if request.proxy is None:
+        return {}
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), request.proxy)
+    proxies["NO_PROXY"] = "127.0.0.1,localhost"  # the registry is asked directly
+    return proxies | {name.lower(): value for name, value in proxies.items()}
 
 
 def _ignore(paths: tuple[str, ...]) -> bytes:

@@ -29,6 +29,7 @@ class BuildInput:
         token: Of the session; opens nothing but the session.
         upstreams: Registry hosts whose images the build may ask for, each with the path
             component of ``registry`` that stands for it.
+        proxy: URL with its login, for RUN steps; None where they have no egress.
     """
 
     dockerfile: bytes
@@ -41,6 +42,7 @@ class BuildInput:
     repository: str
     token: str
     upstreams: Mapping[str, str]
+    proxy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,14 @@ them are met. So more of them can only tighten, in whatever order they come.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import reduce
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 from policies.document import TENANT, EgressDocument, LimitsDocument, Terms
 from policies.facts import is_tenant
-from policies.model import Cache, Grant, Isolation, Limits, Network
-from policies.patterns import matches_any
+from policies.model import Cache, EgressRule, Grant, Isolation, Limits, Network
+from policies.patterns import matches, matches_any
 
 _LISTS = frozenset(
     {"backends", "builders", "capabilities", "base_images", "pull_credentials", "destinations"}
@@ -91,6 +93,67 @@ def within(sets: tuple[tuple[str, ...], ...], *texts: str) -> bool:
     return bool(sets) and all(
         any(matches_any(patterns, text) for text in texts) for patterns in sets
     )
+
+
+# -- egress -----------------------------------------------------------------------------------
+
+
+def may_connect(granted: Grant, host: str, port: int, method: str | None) -> EgressRule | None:
+    """The rule that lets RUN steps connect, narrowed to what was asked; None where none does.
+
+    Its ``private_ranges`` are those that a rule of each set opens to this connection. A preset
+    matches what its rule has as ``hosts``: whoever opens a session has put them there.
+
+    Args:
+        granted: Of the decision.
+        host: In lower case, without a trailing dot; an IPv4 address in its usual spelling.
+        port: Of TCP.
+        method: Of HTTP in absolute form; None for a tunnel, whose requests nobody can see.
+    """
+    sets = [[r for r in rules if _covers(r, host, port, method)] for rules in granted.egress]
+    if granted.network is not Network.EGRESS or not sets or not all(sets):
+        return None
+    rule = sets[0][0]
+    opened: list[_Networks] = [
+        {ip_network(text) for rule in rules for text in rule.private_ranges} for rules in sets
+    ]
+    common: _Networks = reduce(_in_both, opened)
+    return dataclasses.replace(
+        rule,
+        hosts=tuple(pattern for pattern in rule.hosts if _names(pattern, host))[:1],
+        ports=(port,),
+        private_ranges=tuple(sorted(map(str, common))),
+    )
+
+
+def _covers(rule: EgressRule, host: str, port: int, method: str | None) -> bool:
+    return (
+        port in rule.ports
+        and (not rule.methods or method in rule.methods)
+        and any(_names(pattern, host) for pattern in rule.hosts)
+    )
+
+
+def _names(pattern: str, host: str) -> bool:
+    """A wildcard is of names: ``*.0.0.1`` has no addresses."""
+    is_address = host.rpartition(".")[2].isdigit()
+    return pattern == host if is_address else matches(pattern, host)
+
+
+_Networks = set[IPv4Network | IPv6Network]
+
+
+def _in_both(some: _Networks, others: _Networks) -> _Networks:
+    """Two networks that overlap lie one in the other: the smaller is what both have."""
+    return {
+        max(one, other, key=lambda network: network.prefixlen)
+        for one in some
+        for other in others
+        if one.version == other.version and one.overlaps(other)
+    }
+
+
+# -- the stricter of two ------------------------------------------------------------------------
 
 
 def _either(one: bool, other: bool) -> bool:

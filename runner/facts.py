@@ -133,7 +133,8 @@ def build_facts(
             memory_bytes=request.memory_bytes,
             cpu_millis=request.cpu_millis,
         ),
-        host=HostFacts(isolations=isolations),
+        # Every backend's door is our gateway, so its proxy is there.
+        host=HostFacts(isolations=isolations, egress=True),
         time=request.time,
     )
 

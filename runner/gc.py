@@ -16,10 +16,8 @@ from sandbox.locks import abandoned
 def trim(home: Home, settings: Settings) -> list[Path]:
     """Brings the cache of base images back to its size, and returns what it removed.
 
-    Not while a build runs: it counts on what its session resolved.
+    What a running session uses, it holds.
     """
-    if state.any_running(home.builds):
-        return []
     return BlobStore(home.base_images).evict(settings.cache_bytes)
 
 

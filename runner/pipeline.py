@@ -35,8 +35,9 @@ from runner.errors import (
 )
 from runner.events import Broadcast, Listener, Stage
 from runner.facts import build_facts, named_parts, offered, read_bases, warnings
+from runner.gateway.listen import UnixDoor
 from runner.gateway.registry import REPOSITORY
-from runner.gateway.session import Door, Session
+from runner.gateway.session import Session
 from runner.journal import Journal
 from runner.output import Output, write_output
 from runner.registry.client import RegistryClient
@@ -108,6 +109,7 @@ class Build:
         self._cancellation = cancellation
         self._journal = Journal(emit, cancellation)
         self._published: list[str] = []
+        self._session: Session | None = None
 
     def run(self) -> BuildResult:
         """See ``submit``."""
@@ -119,6 +121,9 @@ class Build:
         except RunnerError as error:
             self._failed(error)
             raise
+        finally:
+            if self._session is not None:  # its image may have been read up to here
+                self._session.upstream.release()
         facts = factsfile.dump(result.facts)
         self._directory.write("result", {"status": 0, **plain(result), "facts": facts})
         self._emit(events.Finished(result.digest, round(time.monotonic() - started, 3)))
@@ -136,13 +141,16 @@ class Build:
             root = stack.enter_context(self._root(parts.installed))
             place = parts.backend.reserve(self._directory.id)
             stack.callback(place.release)
-            door = Door(place.door, GATEWAY_SOCKET, place.peer_uid)
-            session = stack.enter_context(self._session(door, decision, facts))
+            door = UnixDoor(place.door, GATEWAY_SOCKET, place.peer_uid)
+            session = stack.enter_context(self._open(door, decision, facts))
+            self._session = session
             with self._journal.stage(Stage.RESOLVE):
                 bases = self._resolve(session, facts, decision)
                 facts = self._facts(context, parts, bases)
                 decision = self._decide(facts)
                 session.decide(decision)
+                for preset in session.unknown_presets:
+                    self._journal.warn(f"nothing is known about the egress preset {preset} here")
                 self._emit(events.Decided(decision))
                 self._ask_destinations()
             with self._journal.stage(Stage.LAUNCH):
@@ -165,7 +173,6 @@ class Build:
                     ended, spec.plan, decision.limits, session.failure, self._journal.log_tail
                 )
                 staged = session.seal()
-            base_images = session.upstream.resolved()
         with self._journal.stage(Stage.VERIFY):
             verified = self._verify(staged, decision, ended)
         with self._journal.stage(Stage.PUBLISH):
@@ -177,7 +184,7 @@ class Build:
             decision=decision,
             ended=ended,
             image=verified,
-            base_images=base_images,
+            session=session,
         )
 
     # -- before anything untrusted is read -------------------------------------------------
@@ -249,7 +256,7 @@ class Build:
 
     # -- the door, and what stands ready behind it -------------------------------------------
 
-    def _session(self, door: Door, decision: Decision, facts: BuildFacts) -> Session:
+    def _open(self, door: UnixDoor, decision: Decision, facts: BuildFacts) -> Session:
         named = {image.host for image in facts.dockerfile.images}
         return Session(
             door,
@@ -307,6 +314,7 @@ class Build:
         self, builder: Builder, context: BuildContext, facts: BuildFacts, session: Session
     ) -> BuildPlan:
         request = self._request
+        door = f"127.0.0.1:{GATEWAY_PORT}"
         return builder.plan(
             BuildInput(
                 dockerfile=context.dockerfile_bytes,
@@ -316,10 +324,11 @@ class Build:
                 platform=request.platform,
                 # OCI's format has no place for what these instructions say.
                 image_format="docker" if facts.dockerfile.docker_only else "oci",
-                registry=f"127.0.0.1:{GATEWAY_PORT}",
+                registry=door,
                 repository=REPOSITORY,
                 token=session.token,
                 upstreams=session.aliases,
+                proxy=session.proxy(door),
             )
         )
 
@@ -378,7 +387,7 @@ class Build:
         decision: Decision,
         ended: Outcome,
         image: VerifiedImage,
-        base_images: Mapping[ImageReference, Digest],
+        session: Session,
     ) -> BuildResult:
         request = self._request
         kept = self._directory.image
@@ -394,7 +403,8 @@ class Build:
             facts=facts,
             decision=decision,
             evidence=ended.evidence,
-            base_images={str(name): str(digest) for name, digest in base_images.items()},
+            base_images={str(n): str(digest) for n, digest in session.upstream.resolved().items()},
+            ledger=session.ledger_head,
             usage=ended.usage,
             enforced=ended.enforced,
             timings_seconds=self._journal.timings,
@@ -412,6 +422,7 @@ class Build:
             "message": error.message,
             "advice": error.advice,
             "published": self._published,
+            "ledger": self._session.ledger_head if self._session is not None else None,
             "timings_seconds": self._journal.timings,
             "warnings": self._journal.warnings,
         }

@@ -63,6 +63,7 @@ class BuildResult:
         stored: Where the image is kept on this host, where nothing else was asked for.
         base_images: Every image that was resolved, and to what.
         enforced: Limit by limit, what kept it.
+        ledger: What the session's ledger ends with; ``runner egress ID --verify`` compares.
         timings_seconds: Per stage.
     """
 
@@ -78,6 +79,7 @@ class BuildResult:
     decision: Decision
     evidence: Evidence
     base_images: Mapping[str, str]
+    ledger: Digest
     usage: Usage
     enforced: Mapping[str, str]
     timings_seconds: Mapping[str, float]

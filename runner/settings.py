@@ -5,13 +5,19 @@ that ``RUNNER_CONFIG`` names instead of the latter); later files add registries 
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from policies.document import EgressDocument, Preset
+from policies.errors import InvalidReference
+from policies.patterns import matches
+from policies.reference import ImageReference
 from runner.errors import ConfigInvalid
 
 SYSTEM_CONFIG = Path("/etc/runner/config.toml")
@@ -62,10 +68,72 @@ class HttpLimits(Frozen):
     """For one destination, from its first request to its last."""
 
 
+def _target(text: str) -> str:
+    host, colon, port = text.partition(":")
+    try:
+        EgressDocument(hosts=(host,), ports=(int(port) if colon else 443,))
+    except ValueError:
+        host = ""
+    if not host or host.startswith("*") or not text.isascii():
+        raise ValueError("a host name in lower case without wildcards, or HOST:PORT")
+    return text
+
+
+class EgressSettings(Frozen):
+    """The egress proxy."""
+
+    presets: Mapping[Preset, tuple[Annotated[str, AfterValidator(_target)], ...]] = {}
+    """``HOST`` or ``HOST:PORT`` of package ecosystems, instead of what is known about them."""
+
+
+_NAMES = re.compile(r"(?P<prefix>[^*]+?)(?P<star>/\*{1,2})?")
+
+
+def _rewriting(rules: Mapping[str, str]) -> Mapping[str, str]:
+    for pair in rules.items():
+        found = [match for text in pair if (match := _NAMES.fullmatch(text)) is not None]
+        if len(found) != len(pair) or found[0]["star"] != found[1]["star"]:
+            raise ValueError("a star stands at the end, after a slash, and in both or in neither")
+        for match in found:
+            name = match["prefix"] + ("/a/b" if match["star"] else "")
+            try:
+                whole = ImageReference.parse(name).name == name
+            except InvalidReference:
+                whole = False
+            if not whole:
+                raise ValueError(f"not HOST/REPOSITORY: {match[0][:100]!a}")
+    return rules
+
+
+class BaseImageSettings(Frozen):
+    """Where base images come from, besides each registry's mirrors."""
+
+    rewrite: Annotated[Mapping[str, str], AfterValidator(_rewriting)] = {}
+    """``HOST/REPOSITORY``, ``HOST/PATH/*`` or ``HOST/PATH/**`` to what is asked in its place, and
+    alone. The first one that matches in full counts."""
+    offline: bool = False
+    """Ask no registry for base images."""
+    local: tuple[str, ...] = ()
+    """Patterns over ``HOST/REPOSITORY``: what builds may start from offline, by digest, where the
+    cache has it. Nobody can ask offline whether they still may, so these should be public."""
+
+    def asked_for(self, image: ImageReference) -> ImageReference:
+        """What is asked in the place of ``image``."""
+        for pattern, target in self.rewrite.items():
+            if matches(pattern, image.name):
+                star = pattern.find("*")
+                rest = "" if star < 0 else image.name[star:]
+                host, _, repository = (target.rstrip("*") + rest).partition("/")
+                return replace(image, host=host, repository=repository)
+        return image
+
+
 class Settings(Frozen):
     registries: Mapping[str, RegistrySettings] = {}
     local: LocalSettings = LocalSettings()
     http: HttpLimits = HttpLimits()
+    egress: EgressSettings = EgressSettings()
+    base_images: BaseImageSettings = BaseImageSettings()
     cache_bytes: Annotated[int, Field(ge=0)] = 20 << 30
     """Of base-image blobs kept between builds."""
 

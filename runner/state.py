@@ -116,11 +116,6 @@ def expired(directory: Path, now: float) -> bool:
     return bool(now - ended_at > days * _DAY_SECONDS)
 
 
-def any_running(builds: Path) -> bool:
-    """Whether some build holds its lock."""
-    return len(list(abandoned(builds))) < sum(1 for _ in builds.iterdir())
-
-
 def killed(builds: Path) -> Iterator[Path]:
     """Directories of builds that neither ended nor run."""
     return (

@@ -18,8 +18,10 @@ COMMANDS = {
     "submit": "build an untrusted context, verify the image and publish it",
     "policy": "explain, check, test, compare or show policies",
     "builder": "list, install, verify or remove the root filesystems of builders",
+    "egress": "show what a build asked the gateway for, and what it would need",
     "doctor": "say what this host can do, and how to mend what it cannot",
     "gc": "remove whatever killed runs left behind",
+    "gateway": "let sandboxes on other machines reach the one door",
     "verify": "check an image in a registry with the verifier that builds go through",
 }
 

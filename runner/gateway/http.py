@@ -6,17 +6,23 @@ The bounds stand in ``Bounds``. A peer that breaks one loses its connection, not
 import contextlib
 import re
 import socket
-import struct
-import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import h11
 
-READ_BYTES = 1 << 20
-"""System calls of a sandbox are dear: few and large."""
+from runner.gateway.accept import Acceptor
+
+READ_BYTES = 256 << 10
+"""System calls of a sandbox are dear: few and large. But 1 MiB costs two thirds more processor
+time than this, in page faults of ever new buffers (measured), and four times the memory."""
+MOST_CRUMBS = 10_000
+CRUMB_BYTES = 64
+_HEADERS = 100
 _LOOSE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 """Line ends and folded lines that h11 takes and another reader may take otherwise."""
 
@@ -34,10 +40,13 @@ class Bounds:
     """From the first byte of a head to its last."""
     body_seconds: float = 60.0
     """Between two pieces of a body, or until the peer takes more of an answer."""
-    crumbs: int = 10_000
+    crumbs: int = MOST_CRUMBS
     """Pieces of a body that may be tiny. Each costs a thousand times what its bytes do."""
-    drain_bytes: int = 1 << 20
-    """Of a body that the handler left unread, before the connection is closed instead."""
+    drain_bytes: int = 5 << 20
+    """Of a body that the handler left unread, before the connection is closed instead: whoever
+    pushes a manifest without a token has to hear why."""
+    drain_crumbs: int = 1_000
+    """Of those pieces that may be tiny: strangers send them too."""
     close_seconds: float = 10.0
     """What a handler that hangs on something else may delay the end of the server."""
 
@@ -52,15 +61,45 @@ class Request:
     body: Iterator[bytes]
 
 
+class Stream(ABC):
+    """Content that arrives while it is sent. ``close`` is called once it is over."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[bytes]:
+        """The pieces. Raises OSError where they break off: the connection then ends too."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Tunnel(ABC):
+    """What a successful CONNECT gives. ``close`` is called once it is over."""
+
+    @abstractmethod
+    def run(self, peer: socket.socket, early: bytes) -> None:
+        """Carries bytes from and to ``peer`` until the end; ``early`` came with the head."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Response:
-    """An answer. ``content`` is bytes, or a file that is sent whole and closed."""
+    """An answer. Whatever ``content`` is, it is closed when it was sent.
+
+    Attributes:
+        content: Bytes, a file that is sent whole, a stream, or a tunnel.
+        length: Of a file, of a stream where it is known, or of what a HEAD would send.
+        reason: Words beside the status: some clients of a proxy show nothing else.
+        lines: Further headers; names may stand in several.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
-    content: bytes | BinaryIO = b""
+    content: bytes | BinaryIO | Stream | Tunnel = b""
     length: int | None = None
-    """Of ``content`` where it is a file, or of what a HEAD would send."""
+    reason: str = ""
+    lines: tuple[tuple[bytes, bytes], ...] = ()
 
     def close(self) -> None:
         """Lets go of ``content``."""
@@ -69,6 +108,14 @@ class Response:
 
 
 Handler = Callable[[Request], Response]
+Welcome = Callable[[socket.socket], AbstractContextManager[tuple[socket.socket, Handler]]]
+"""Around a whole connection: what to speak over, and who answers."""
+
+
+def login_of(header: str) -> bytes:
+    """An ``Authorization`` header as it is compared: its scheme may come in any case."""
+    scheme, _, shown = header.encode("latin-1").partition(b" ")
+    return scheme.capitalize() + b" " + shown
 
 
 class BodyBroken(Exception):
@@ -86,6 +133,7 @@ class Server:
         peer_uid: int | None,
         failed: Callable[[Exception], None],
         bounds: Bounds = Bounds(),
+        welcome: Welcome | None = None,
     ) -> None:
         """Starts to listen.
 
@@ -95,17 +143,15 @@ class Server:
             peer_uid: On a Unix socket, the only uid whose connections are taken.
             failed: Gets what the handler raised and no peer could have caused.
             bounds: On this listener.
+            welcome: Entered in the thread of each connection; it may put TLS over it and another
+                handler in the place of ``handler``.
         """
         self._failed = failed
-        self._listener = listener
-        self._handler = handler
-        self._peer_uid = peer_uid
         self._bounds = bounds
-        self._lock = threading.Lock()
-        self._connections: dict[socket.socket, threading.Thread] = {}
-        self._closed = False
-        self._thread = threading.Thread(target=self._accept, name="gateway", daemon=True)
-        self._thread.start()
+        self._welcome = welcome or (lambda peer: contextlib.nullcontext((peer, handler)))
+        self._acceptor = Acceptor(
+            listener, self._serve, peer_uid=peer_uid, connections=bounds.connections
+        )
 
     def close(self) -> None:
         """Ends the listener and every connection, and waits until their threads are done.
@@ -113,68 +159,20 @@ class Server:
         A handler that waits for something besides its peer is left alone after a while: it can
         answer nobody any more.
         """
-        with self._lock:
-            self._closed = True
-            connections = dict(self._connections)
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        end = time.monotonic() + self._bounds.close_seconds
-        for thread in connections.values():
-            thread.join(max(0.0, end - time.monotonic()))
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                if self._closed:
-                    return
-                time.sleep(_AGAIN_SECONDS)  # no descriptors, for now
-                continue
-            with self._lock:
-                full = len(self._connections) >= self._bounds.connections
-                if self._closed or full or not self._is_expected(connection):
-                    connection.close()
-                    continue
-                thread = threading.Thread(
-                    target=self._serve, args=(connection,), name="gateway-connection", daemon=True
-                )
-                self._connections[connection] = thread
-                try:
-                    thread.start()
-                except RuntimeError:  # no threads, for now
-                    del self._connections[connection]
-                    connection.close()
-
-    def _is_expected(self, connection: socket.socket) -> bool:
-        if self._peer_uid is None:
-            return True
-        size = struct.calcsize("3i")
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        _, uid, _ = struct.unpack("3i", peer)
-        return bool(uid == self._peer_uid)
+        self._acceptor.close(self._bounds.close_seconds)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            _Exchange(connection, self._bounds).run(self._handler, self._failed)
+            with self._welcome(connection) as (peer, handler):
+                _Exchange(peer, self._bounds).run(handler, self._failed)
         except (OSError, h11.RemoteProtocolError):
             pass  # the peer's own loss
         except Exception as error:  # noqa: BLE001 - a thread's last resort; the owner hears of it
             self._failed(error)
-        finally:
-            with self._lock:
-                self._connections.pop(connection, None)
-            connection.close()
 
 
-_AGAIN_SECONDS = 0.05
-_CRUMB_BYTES = 64
 _NO_CONTENT = 204
+_REDIRECTS = 300
 
 
 class _Exchange:
@@ -195,6 +193,13 @@ class _Exchange:
             except Exception as error:  # noqa: BLE001 - whatever it is, no peer may cause it
                 failed(error)
                 self._refuse(500)
+                return
+            if isinstance(response.content, Tunnel):
+                self._switch(response.content)
+                return
+            if event.method == b"CONNECT" and response.status < _REDIRECTS:
+                response.close()  # no tunnel, and after a success the peer would take it for one
+                self._refuse(405)
                 return
             # A peer that waits for a 100 that never came is not going to send the body.
             waits = self._http.they_are_waiting_for_100_continue
@@ -236,14 +241,19 @@ class _Exchange:
 
     def _fault(self, event: h11.Request, head: bytes) -> int | None:
         """The status for what h11 lets pass. It bounds only heads that come in pieces."""
-        names = {name for name, _ in event.headers}
-        if len(head) > self._bounds.header_bytes:
+        framed = {name for name, _ in event.headers} & {b"transfer-encoding", b"content-length"}
+        # Python's http.client asks for tunnels in the older version, up to 3.11.
+        connects = event.method == b"CONNECT"
+        versions = {b"1.0", b"1.1"} if connects else {b"1.1"}
+        if len(head) > self._bounds.header_bytes or len(event.headers) > _HEADERS:
             return 431
-        if event.http_version != b"1.1":
+        if event.http_version not in versions:
             return 505
-        if event.method == b"CONNECT":
-            return 405
-        if _LOOSE.search(head) or {b"transfer-encoding", b"content-length"} <= names:
+        if (
+            _LOOSE.search(head)
+            or len(framed) > 1
+            or (connects and (framed or b"/" in event.target))
+        ):
             return 400
         return None
 
@@ -280,44 +290,70 @@ class _Exchange:
                 raise BodyBroken("the connection ended")
             pieces += 1
             size += len(event.data)
-            if pieces > self._bounds.crumbs and size < pieces * _CRUMB_BYTES:
+            if pieces > self._bounds.crumbs and size < pieces * CRUMB_BYTES:
                 raise BodyBroken("a body in crumbs")
-            yield bytes(event.data)
+            yield event.data
 
     def _drained(self) -> bool:
         """Reads what little the handler left of the body, so that the next request can come."""
-        left = 0
-        while self._http.their_state is h11.SEND_BODY and left <= self._bounds.drain_bytes:
+        pieces = size = 0
+        while self._http.their_state is h11.SEND_BODY and size <= self._bounds.drain_bytes:
             event = self._next()
-            left += len(event.data) if isinstance(event, h11.Data) else 0
             if not isinstance(event, (h11.Data, h11.EndOfMessage)):
+                return False
+            pieces += 1
+            size += len(event.data) if isinstance(event, h11.Data) else 0
+            if pieces > self._bounds.drain_crumbs and size < pieces * CRUMB_BYTES:
                 return False
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     def _answer(self, is_head: bool, response: Response) -> None:
         self._socket.settimeout(self._bounds.body_seconds)
         content = response.content
-        length = len(content) if isinstance(content, bytes) else response.length or 0
+        assert not isinstance(content, Tunnel), "only CONNECT gets one"
+        length = len(content) if isinstance(content, bytes) else response.length
         stated = response.length if is_head and response.length is not None else length
-        headers = [*response.headers.items()]
-        if response.status != _NO_CONTENT:
-            headers.append(("Content-Length", str(stated)))
+        headers = [(n.encode("ascii"), v.encode("latin-1")) for n, v in response.headers.items()]
+        headers += response.lines
+        if response.status != _NO_CONTENT and stated is not None:
+            headers.append((b"Content-Length", b"%d" % stated))
         try:
-            self._send(h11.Response(status_code=response.status, headers=headers))
-            if not is_head and length:
-                if isinstance(content, bytes):
-                    self._send(h11.Data(data=content))
-                else:
-                    self._send_file(content, length)
+            self._send(
+                h11.Response(
+                    status_code=response.status,
+                    headers=headers,
+                    reason=response.reason.encode("latin-1"),
+                )
+            )
+            if not is_head:
+                self._send_content(content, length or 0)
             self._send(h11.EndOfMessage())
         finally:
             response.close()
+
+    def _send_content(self, content: bytes | BinaryIO | Stream, length: int) -> None:
+        if isinstance(content, bytes):
+            self._send(h11.Data(data=content))
+        elif isinstance(content, Stream):
+            for piece in content:
+                self._send(h11.Data(data=piece))
+        elif length:
+            self._send_file(content, length)
+
+    def _switch(self, tunnel: Tunnel) -> None:
+        """Says that there is a tunnel, and lets it run to its end."""
+        try:
+            self._next()  # the end of the request: its head allowed no body
+            self._send(h11.Response(status_code=200, headers=[]))
+            tunnel.run(self._socket, self._http.trailing_data[0])
+        finally:
+            tunnel.close()
 
     def _send_file(self, file: BinaryIO, length: int) -> None:
         for piece in self._http.send_with_data_passthrough(h11.Data(data=_Length(length))) or ():  # type: ignore[arg-type] # h11 only takes its length
             if not isinstance(piece, _Length):
                 self._socket.sendall(piece)
-            elif self._socket.sendfile(file, count=length) != length:
+            elif self._socket.sendfile(file, file.tell(), length) != length:
                 raise OSError("a file shorter than announced; the next answer would seem its rest")
 
     def _send(self, event: h11.Event) -> None:

@@ -5,7 +5,6 @@ references. Anything else does not exist for it, whoever else may have it.
 """
 
 import threading
-from collections.abc import Mapping
 from typing import BinaryIO
 
 from policies.engine import may_start_from
@@ -17,16 +16,43 @@ from runner.registry.image import Descriptor, Manifest, parse_document
 from runner.stores.blobs import BlobSource
 
 
-class ReachableSet:
-    """Grows while the session resolves and uploads; never shrinks. Usable by several threads."""
+class Uploaded:
+    """The blobs that came in here, and no others. Usable by several threads."""
 
-    def __init__(self, decision: Decision) -> None:
-        self._decision = decision
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._uploaded: set[Digest] = set()
-        self._based: dict[Digest, tuple[ImageReference, int]] = {}
+
+    def uploaded(self, digest: Digest) -> None:
+        with self._lock:
+            self._uploaded.add(digest)
+
+    def removed(self, digest: Digest) -> None:
+        with self._lock:
+            self._uploaded.discard(digest)
+
+    def is_uploaded(self, digest: Digest) -> bool:
+        with self._lock:
+            return digest in self._uploaded
+
+    def base_of(self, digest: Digest) -> tuple[ImageReference, int] | None:
+        """A resolved image that references the blob, and the size it states."""
+        del digest
+        return None
+
+    def sees(self, digest: Digest) -> bool:
+        return self.is_uploaded(digest) or self.base_of(digest) is not None
+
+
+class ReachableSet(Uploaded):
+    """Grows while the session resolves and uploads; never shrinks."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__()
+        self._decision = decision
+        self._based: dict[Digest, dict[ImageReference, int]] = {}
         self._entries: set[tuple[str, Digest]] = set()
-        self._resolved: set[ImageReference] = set()
+        self._pulled_as_user: set[ImageReference] = set()
 
     # -- what the decision allows ----------------------------------------------------------
 
@@ -36,9 +62,9 @@ class ReachableSet:
         Raises:
             PolicyDenied: It takes back what was done under the one before.
         """
-        before, self._decision = self._decision.grant, decision
-        for image in self._resolved:
-            if within(before.pull_credentials, image.name) and not self.with_credentials(image):
+        self._decision = decision
+        for image in list(self._pulled_as_user):
+            if not self.with_credentials(image):
                 raise PolicyDenied(
                     f"{image} was pulled with credentials, which policy does not allow now that "
                     "its ONBUILD instructions are known"
@@ -51,42 +77,39 @@ class ReachableSet:
         return is_entry or may_start_from(self._decision.grant, image)
 
     def with_credentials(self, image: ImageReference) -> bool:
-        """Whether ``image`` may be pulled with the user's credentials; anonymously otherwise."""
-        return within(self._decision.grant.pull_credentials, image.name)
+        """Whether ``image`` is to be pulled with the user's credentials; anonymously otherwise."""
+        if not within(self._decision.grant.pull_credentials, image.name):
+            return False
+        with self._lock:
+            self._pulled_as_user.add(image)
+        return True
 
     # -- what the session did --------------------------------------------------------------
 
-    def resolved(self, image: ImageReference, descriptor: Descriptor, document: bytes) -> None:
-        """Notes that ``document`` was resolved: what it references is reachable from now on."""
+    def resolved(
+        self, image: ImageReference, descriptor: Descriptor, document: bytes
+    ) -> tuple[Descriptor, ...]:
+        """Notes that ``document`` was resolved: the blobs returned are reachable from now on."""
         parsed = parse_document(document, descriptor.media_type)
+        blobs = (parsed.config, *parsed.layers) if isinstance(parsed, Manifest) else ()
         with self._lock:
-            self._resolved.add(image)
-            if isinstance(parsed, Manifest):
-                for blob in (parsed.config, *parsed.layers):
-                    self._based.setdefault(blob.digest, (image, blob.size))
-            else:
+            for blob in blobs:
+                self._based.setdefault(blob.digest, {}).setdefault(image, blob.size)
+            if not isinstance(parsed, Manifest):
                 entries = (entry.descriptor.digest for entry in parsed.manifests)
                 self._entries.update((image.name, digest) for digest in entries)
-
-    def uploaded(self, digest: Digest) -> None:
-        with self._lock:
-            self._uploaded.add(digest)
-
-    def is_uploaded(self, digest: Digest) -> bool:
-        with self._lock:
-            return digest in self._uploaded
+        return blobs
 
     def base_of(self, digest: Digest) -> tuple[ImageReference, int] | None:
-        """The resolved image that references the blob, and the size it states."""
-        with self._lock:
-            return self._based.get(digest)
+        return next(iter(self.bases_of(digest)), None)
 
-    def sees(self, digest: Digest) -> bool:
-        return self.is_uploaded(digest) or self.base_of(digest) is not None
+    def bases_of(self, digest: Digest) -> list[tuple[ImageReference, int]]:
+        """All resolved images that reference the blob, and the sizes they state.
 
-    def bases(self) -> Mapping[Digest, ImageReference]:
+        None of them owns it: a manifest may name what its repository does not have.
+        """
         with self._lock:
-            return {digest: image for digest, (image, _) in self._based.items()}
+            return list(self._based.get(digest, {}).items())
 
 
 class ReachableBlobs:

@@ -2,22 +2,25 @@
 
 import base64
 import hmac
-import os
 import re
 import secrets
-import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from policies.model import Decision
+from policies.model import Decision, Grant, Network
 from policies.reference import Digest, ImageReference
 from runner.errors import InternalError, RunnerError
-from runner.gateway.http import BodyBroken, Request, Response, Server
+from runner.gateway import presets
+from runner.gateway.egress import Egress
+from runner.gateway.forward import EgressBounds
+from runner.gateway.http import BodyBroken, Request, Response, login_of
 from runner.gateway.ledger import Entry, Ledger
+from runner.gateway.listen import Door
 from runner.gateway.reachable import ReachableBlobs, ReachableSet
 from runner.gateway.registry import REPOSITORY, RegistryEndpoint
 from runner.gateway.staging import Staging
@@ -26,37 +29,6 @@ from runner.registry.auth import Credentials
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore
 from runner.verify import StagedImage
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Where a session listens: a Unix socket in a directory that the sandbox mounts."""
-
-    directory: Path
-    socket_name: str
-    peer_uid: int
-
-    def listen(self) -> socket.socket:
-        """A listening socket that only the sandbox's uid can connect to.
-
-        Bound through a descriptor of the directory: a Unix address holds 108 bytes, and the
-        path of a state directory may be longer.
-        """
-        directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(f"/proc/self/fd/{directory}/{self.socket_name}")
-            path = self.directory / self.socket_name
-            if os.geteuid() != self.peer_uid:
-                os.chown(path, self.peer_uid, self.peer_uid)
-            path.chmod(0o600)
-            listener.listen(128)
-        except OSError:
-            listener.close()
-            raise
-        finally:
-            os.close(directory)
-        return listener
 
 
 class Session:
@@ -77,8 +49,12 @@ class Session:
         local_images: Mapping[ImageReference, Path] = MappingProxyType({}),
     ) -> None:
         self.token = secrets.token_urlsafe(32)
+        self._expected = b"Basic " + base64.b64encode(f"{_USER}:{self.token}".encode())
+        self._bearer = b"Bearer " + self.token.encode()
+        self._settings = settings
         self.aliases = _aliases(upstream_hosts)
         self.reachable = ReachableSet(decision)
+        self._network = decision.network
         self.upstream = Upstream(
             settings,
             credentials,
@@ -91,20 +67,23 @@ class Session:
         self._ledger = Ledger(ledger)
         self._failures: list[RunnerError] = []
         self._lock = threading.Lock()
+        self._hosts = {alias: host for host, alias in self.aliases.items()}
         self._endpoint = RegistryEndpoint(
-            {alias: host for host, alias in self.aliases.items()},
+            {REPOSITORY: self._staging},
+            self._hosts,
             self.upstream,
-            self._staging,
-            settings.http,
-            self._note,
+            limits=settings.http,
+            failed=self._note,
         )
-        self._expected = b"Basic " + base64.b64encode(b"session:" + self.token.encode())
-        self._server = Server(
-            door.listen(),
-            self._handle,
-            peer_uid=door.peer_uid,
-            failed=self._failed,
+        self._egress = Egress(
+            self._expanded(decision),
+            login=self._expected,
+            record=self._ledger.record,
+            reserve=self._ledger.reserve,
+            note=self._note,
+            bounds=EgressBounds(connect_seconds=settings.http.connect_seconds),
         )
+        self._server = door.open(self.token, self._handle, self._failed)
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +101,26 @@ class Session:
         """Puts the final decision in place of the one that base images were resolved under."""
         self.reachable.decide(decision)
         self._staging.limits = decision.limits
+        self._egress.decide(self._expanded(decision))
+        self._network = decision.network
+
+    def _expanded(self, decision: Decision) -> Grant:
+        """What is granted, with the hosts that presets stand for on this host."""
+        if decision.network is not Network.EGRESS:
+            return decision.grant
+        egress = presets.expand(decision.grant.egress, self._settings)
+        return replace(decision.grant, egress=egress)
+
+    @property
+    def unknown_presets(self) -> tuple[str, ...]:
+        """Those of the decision that stand for no host here."""
+        has_egress = self._network is Network.EGRESS
+        return presets.unknown(self._egress.grant.egress) if has_egress else ()
+
+    def proxy(self, door: str) -> str | None:
+        """URL of the egress proxy behind ``door``, HOST:PORT inside; None where there is none."""
+        has_egress = self._network is Network.EGRESS
+        return f"http://{_USER}:{self.token}@{door}" if has_egress else None
 
     def seal(self) -> StagedImage:
         """Ends every connection; what is staged now is what there is.
@@ -133,12 +132,19 @@ class Session:
         blobs = ReachableBlobs(self.reachable, self._staging.store, self.upstream)
         return StagedImage(self._staging.root, blobs)
 
+    @property
+    def ledger_head(self) -> Digest:
+        """What the ledger ends with; the last word only once the session is closed."""
+        return self._ledger.head
+
     def close(self) -> None:
-        """Ends the session. May be called twice."""
-        self.upstream.close()
-        self._server.close()
-        self._staging.seal()
-        self._ledger.close()
+        """Ends the session, all of it, whatever a part of it raises. May be called twice."""
+        with ExitStack() as last_first:
+            last_first.callback(self._ledger.close)
+            last_first.callback(self._staging.seal)
+            last_first.callback(self._server.close)
+            last_first.callback(self._egress.close)
+            last_first.callback(self.upstream.close)
 
     def _failed(self, error: Exception) -> None:
         ours = error if isinstance(error, RunnerError) else InternalError(f"gateway: {error!r}")
@@ -150,24 +156,24 @@ class Session:
                 self._failures.append(error)
 
     def _handle(self, request: Request) -> Response:
+        if request.method == "CONNECT" or not request.target.startswith("/"):
+            return self._egress.answer(request)
         counted = _Counted(request)
         try:
             response = self._authorised(counted.request)
         except BodyBroken:
-            self._record(request, counted, 400, 0)
+            self._record(request, counted, Response(400))
             raise
-        is_file = not isinstance(response.content, bytes)
-        sent = (response.length or 0) if is_file else len(response.content)  # type: ignore[arg-type] # bytes where no file
         try:
-            self._record(request, counted, response.status, 0 if request.method == "HEAD" else sent)
+            self._record(request, counted, response)
         except BaseException:
             response.close()
             raise
         return response
 
     def _authorised(self, request: Request) -> Response:
-        given = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, self._expected):
+        given = login_of(request.headers.get("authorization", ""))
+        if not any(hmac.compare_digest(given, login) for login in (self._expected, self._bearer)):
             body = b'{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}'
             headers = {
                 "WWW-Authenticate": 'Basic realm="runner"',
@@ -176,18 +182,46 @@ class Session:
             return Response(401, headers, body)
         return self._endpoint.answer(request)
 
-    def _record(self, request: Request, counted: "_Counted", status: int, sent: int) -> None:
+    def _record(self, request: Request, counted: "_Counted", response: Response) -> None:
+        authority, path, rule = self._addressed(request.target)
+        host, port = _split(authority)
+        content = response.content
+        small = content if isinstance(content, bytes) else b""
+        size = len(content) if isinstance(content, bytes) else response.length or 0
+        unnamed = response.status == _NOT_FOUND and _UNNAMED in small
+        digest = response.headers.get("Docker-Content-Digest")
         self._ledger.record(
             Entry(
-                method=request.method[:16],
-                target=ascii(request.target[:512])[1:-1],
-                status=status,
-                bytes_in=counted.bytes,
-                bytes_out=sent,
+                kind="registry",
+                host=host,
+                port=port,
+                method=request.method,
+                path=path,
+                decision="denied" if unnamed or response.status in _DENIED else "allowed",
+                rule=_RULES.get(response.status, rule),
+                status=response.status,
+                sent_bytes=counted.bytes,
+                received_bytes=0 if request.method == "HEAD" else size,
+                digest=Digest(digest) if digest is not None else None,
             )
         )
 
+    def _addressed(self, target: str) -> tuple[str, str, str]:
+        """Registry and path that are meant, as the registry has them, and the rule that decides."""
+        alias, _, rest = target.removeprefix("/v2/").partition("/")
+        if target.startswith(f"/v2/{REPOSITORY}/"):
+            return "", target, "staged"
+        if (host := self._hosts.get(alias)) is not None:
+            return host, f"/v2/{rest}", "base_images"
+        return "", target, ""
 
+
+_USER = "session"
+_DENIED = frozenset({401, 403, 413})
+_NOT_FOUND = 404
+_UNNAMED = b'"code": "NAME_UNKNOWN"'
+"""What the endpoint says of all that is outside the reachable set, in its 404."""
+_RULES = {401: "token", 413: "limits"}
 _MOST_FAILURES = 100
 
 
@@ -205,6 +239,11 @@ class _Counted:
         for piece in self._body:
             self.bytes += len(piece)
             yield piece
+
+
+def _split(authority: str) -> tuple[str, int]:
+    host, _, port = authority.rpartition(":")
+    return (host, int(port)) if port.isdigit() else (authority, 0)
 
 
 def _aliases(hosts: Iterable[str]) -> dict[str, str]:

@@ -1,22 +1,24 @@
 """What a build pushes: hashed as it arrives, bounded, and one image reference at most."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from policies.model import Limits
 from policies.reference import Digest
 from runner.errors import NothingStaged, QuotaExceeded
-from runner.gateway.reachable import ReachableSet
+from runner.gateway.documents import Referrer
+from runner.gateway.reachable import Uploaded
 from runner.registry.image import Descriptor
 from runner.stores.blobs import BlobStore, BlobWriter
 
-UPLOADS = 64
-"""At a time. Builders use six or fewer."""
-BLOBS = 4096
-"""In one session, manifests included."""
+CHUNK_BYTES = 64 << 10
+"""That a chunk of an upload should have at least, save the last one."""
+SHORT_CHUNKS = 1000
+"""Of one upload, which may have fewer bytes all the same."""
 
 
 class UploadUnknown(LookupError):
@@ -43,6 +45,7 @@ class Upload:
         self._staging = staging
         self._lock = threading.Lock()
         self._over = False
+        self._chunks = 0
 
     def __enter__(self) -> Self:
         if not self._lock.acquire(blocking=False):
@@ -71,6 +74,16 @@ class Upload:
     def writer(self) -> BlobWriter:
         return self._writer
 
+    def begin_chunk(self) -> None:
+        """Raises QuotaExceeded where there were too many for the bytes that they brought."""
+        self._chunks += 1
+        if self._chunks > SHORT_CHUNKS + self.size // CHUNK_BYTES:
+            raise QuotaExceeded(f"an upload in {SHORT_CHUNKS} chunks of too few bytes")
+
+    def hash_with(self, algorithm: str) -> None:
+        """What the digest will be of; cheapest before anything was written."""
+        self._writer.hash_with(algorithm)
+
     def write(self, data: bytes) -> None:
         """Raises QuotaExceeded where the session may not push so much."""
         self._staging.charge(len(data))
@@ -82,13 +95,36 @@ class Upload:
         self._writer.discard()
 
 
-class Staging:
-    """One session's store of uploaded blobs, until it is sealed. Usable by several threads."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """In one repository."""
 
-    def __init__(self, store: BlobStore, reachable: ReachableSet, limits: Limits) -> None:
+    uploads: int = 64
+    """At a time. Builders use six or fewer."""
+    blobs: int = 4096
+    """That came, or began to; manifests included."""
+    tags: int = 1
+    """The last ones: a session pushes one image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A manifest that was checked and taken."""
+
+    descriptor: Descriptor
+    referrer: Referrer | None = None
+
+
+class Staging:
+    """One repository of uploaded blobs, until it is sealed. Usable by several threads."""
+
+    def __init__(
+        self, store: BlobStore, reachable: Uploaded, limits: Limits, room: Room = Room()
+    ) -> None:
         self.store = store
         self._reachable = reachable
         self.limits = limits
+        self._room = room
         self._lock = threading.Lock()
         self._taken = threading.Condition(self._lock)
         self._taking = 0
@@ -96,9 +132,8 @@ class Staging:
         self._uploads: dict[str, Upload] = {}
         self._bytes = 0
         self._blobs = 0
-        self._root: Descriptor | None = None
-        self._tag: str | None = None
-        self._types: dict[Digest, str] = {}
+        self._tags: dict[str, Descriptor] = {}
+        self._manifests: dict[Digest, Staged] = {}
 
     # -- reading back ----------------------------------------------------------------------
 
@@ -119,19 +154,31 @@ class Staging:
         size = self.store.size(digest)
         return (self.store.open(digest), size) if size is not None else None
 
-    def manifest(self, reference: str) -> tuple[Descriptor, bytes] | None:
-        """The staged manifest with this tag or digest."""
+    def manifest(self, name: str | Digest) -> tuple[Descriptor, BinaryIO] | None:
+        """The staged manifest with this tag or digest, as a file: who reads slowly costs little."""
         with self._lock:
-            tagged = (
-                self._root.digest if self._root is not None and reference == self._tag else None
-            )
-            digest = tagged or next(filter(reference.__eq__, self._types), None)
-            if digest is None:
-                return None
-            media_type = self._types[digest]
-        with self.store.open(digest) as stream:
-            data = stream.read()
-        return Descriptor(media_type, digest, len(data)), data
+            staged = self._manifests.get(name) if isinstance(name, Digest) else None
+            descriptor = staged.descriptor if staged is not None else self._tags.get(name)
+        if descriptor is None:
+            return None
+        try:
+            return descriptor, self.store.open(descriptor.digest)
+        except FileNotFoundError:  # removed just now
+            return None
+
+    def tags(self) -> list[str]:
+        """In the order of their bytes."""
+        with self._lock:
+            return sorted(self._tags)
+
+    def referrers(self, subject: Digest) -> Mapping[Descriptor, Referrer]:
+        """Of the manifests that are about ``subject``."""
+        with self._lock:
+            return {
+                staged.descriptor: staged.referrer
+                for staged in self._manifests.values()
+                if staged.referrer is not None and staged.referrer.subject == subject
+            }
 
     # -- taking in -------------------------------------------------------------------------
 
@@ -163,17 +210,17 @@ class Staging:
     def _count(self) -> None:
         with self._lock:
             self._blobs += 1
-            if self._blobs > BLOBS:
-                raise QuotaExceeded(f"the build pushed more than {BLOBS} blobs")
+            if self._blobs > self._room.blobs:
+                raise QuotaExceeded(f"the build pushed more than {self._room.blobs} blobs")
 
-    def start(self, name: str) -> Upload:
+    def start(self, name: str, algorithm: str = "sha256") -> Upload:
         """Begins an upload. Raises QuotaExceeded where too many are under way."""
         self._count()
         with self._lock:
             self._require_open()
-            if len(self._uploads) >= UPLOADS:
-                raise QuotaExceeded(f"more than {UPLOADS} uploads at a time")
-            upload = Upload(name, self.store.writer(), self)
+            if len(self._uploads) >= self._room.uploads:
+                raise QuotaExceeded(f"more than {self._room.uploads} uploads at a time")
+            upload = Upload(name, self.store.writer(algorithm), self)
             self._uploads[name] = upload
             return upload
 
@@ -191,6 +238,7 @@ class Staging:
         The caller has entered ``upload``.
         """
         try:
+            upload.writer.hash_with(digest.algorithm)
             if upload.writer.digest != digest:
                 return False
             with self._into():
@@ -206,18 +254,65 @@ class Staging:
             self._uploads.pop(upload.id, None)
         upload.discard()
 
-    def take_manifest(self, tag: str | None, media_type: str, data: bytes) -> None:
-        """Stores a manifest that was checked; with a tag it is the session's image."""
+    def mount(self, digest: Digest, source: "Staging") -> bool:
+        """Whether ``source``, which may be this one, has the blob; then it is here as well."""
+        if not source.sees(digest):
+            return False
+        if source is not self:
+            self._count()
+            try:
+                self.charge(source.size(digest) or 0)
+                with self._into():
+                    self.store.link(digest, source.store)
+                    self._reachable.uploaded(digest)
+            except FileNotFoundError:  # removed just now
+                return False
+        return True
+
+    def take_manifest(self, tags: Sequence[str], staged: Staged, data: bytes) -> None:
+        """Stores a manifest that was checked; the last one with a tag is the session's image."""
         self._count()
         self.charge(len(data))
+        digest = staged.descriptor.digest
         with self._into():
-            digest = self.store.add(data)
+            self.store.add(data, digest.algorithm)
             self._reachable.uploaded(digest)
             with self._lock:
-                self._types[digest] = media_type
-                if tag is not None:
-                    self._tag = tag
-                    self._root = Descriptor(media_type, digest, len(data))
+                self._manifests[digest] = staged
+                for tag in tags:
+                    self._tags.pop(tag, None)
+                    self._tags[tag] = staged.descriptor
+                while len(self._tags) > self._room.tags:
+                    del self._tags[next(iter(self._tags))]
+
+    # -- taking out ------------------------------------------------------------------------
+
+    def remove_manifest(self, name: str | Digest) -> bool:
+        """Removes a tag, or a manifest with all its tags; whether there was one."""
+        with self._lock:
+            if not isinstance(name, Digest):
+                return self._tags.pop(name, None) is not None
+            staged = self._manifests.pop(name, None)
+            self._tags = {tag: one for tag, one in self._tags.items() if one.digest != name}
+        return staged is not None and self._remove(name)
+
+    def remove_blob(self, digest: Digest) -> bool:
+        """Whether there was one. A manifest is none."""
+        with self._lock:
+            if digest in self._manifests:
+                return False
+        return self._remove(digest)
+
+    def _remove(self, digest: Digest) -> bool:
+        size = self.store.size(digest) if self._reachable.is_uploaded(digest) else None
+        if size is None:
+            return False
+        self._reachable.removed(digest)
+        self.store.remove(digest)
+        with self._lock:
+            self._blobs -= 1
+            self._bytes -= size
+        return True
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -240,9 +335,10 @@ class Staging:
     @property
     def root(self) -> Descriptor:
         """The one image that was pushed with a tag. Raises NothingStaged."""
-        if self._root is None:
-            raise NothingStaged(
-                "the builder ended well, but pushed no image",
-                advice="The log shows what the builder did; the builder image may be at fault.",
-            )
-        return self._root
+        with self._lock:
+            if self._tags:
+                return next(reversed(self._tags.values()))
+        raise NothingStaged(
+            "the builder ended well, but pushed no image",
+            advice="The log shows what the builder did; the builder image may be at fault.",
+        )

@@ -2,35 +2,44 @@
 
 A manifest can name any digest. So the cache gives a blob only where the repository whose manifest
 names it has delivered these very bytes before, to whomever: otherwise a registry of the attacker's
-would name another tenant's layer, and the cache would hand it out.
+would name another tenant's layer, and the cache would hand it out. Manifests are asked for again
+in each session, with its own identity.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from policies.patterns import matches_any
 from policies.reference import Digest, ImageReference
 from runner.errors import (
     BaseImageDenied,
+    ImageNotFound,
     QuotaExceeded,
+    RegistryError,
     RegistryProtocol,
     RegistryUnreachable,
     VerificationFailed,
 )
-from runner.files import disk_full_is_a_limit
+from runner.files import disk_full_is_a_limit, write_whole
 from runner.gateway.reachable import ReachableSet
 from runner.registry.auth import Anonymous, Credentials
 from runner.registry.client import RegistryClient
 from runner.registry.image import Descriptor
 from runner.registry.layout import LayoutClient
 from runner.settings import Settings
-from runner.stores.blobs import BlobStore
+from runner.stores.blobs import BlobStore, read_all, turn
 
 IMAGES = 1024
 """That one session resolves; a base image for several platforms is two."""
+DOCUMENTS_AT_A_TIME = 4
+"""That are read from registries; each takes some MiB while it comes."""
 DOCUMENT_BYTES = 64 << 20
 """Of all their manifests, which stay in memory."""
+PATIENCE_SECONDS = 60.0
+"""With another build that fetches the same blob from the same repository and gets on."""
 
 
 class Upstream:
@@ -60,19 +69,20 @@ class Upstream:
             local_images: Images that an OCI layout on this host stands in for.
         """
         self._layouts = {image.name: LayoutClient(path) for image, path in local_images.items()}
+        self._settings = settings
         self._reachable = reachable
         self._cache = cache
+        self._held = cache.hold()
         self._fetching = fetching
         self._anonymous = RegistryClient(settings, Anonymous())
         self._as_user = RegistryClient(settings, credentials)
         self._pinned: dict[ImageReference, tuple[Descriptor, bytes]] = {}
+        self._taken: set[tuple[str, Digest]] = set()
         self._lock = threading.Lock()
-        self._busy: dict[Digest, threading.Lock] = {}
+        self._reading = threading.BoundedSemaphore(DOCUMENTS_AT_A_TIME)
         self._document_bytes = 0
         self._pulled_bytes = 0
         self._most_bytes = settings.http.blob_bytes
-        self._delivered = cache.directory / "delivered"
-        self._delivered.mkdir(exist_ok=True)
         self._closed = False
 
     def close(self) -> None:
@@ -81,10 +91,25 @@ class Upstream:
         self._anonymous.close()
         self._as_user.close()
 
-    def _client(self, image: ImageReference) -> RegistryClient | LayoutClient:
-        if (layout := self._layouts.get(image.name)) is not None:
+    def release(self) -> None:
+        """Lets go of the blobs in the cache, once nobody reads the session's image any more."""
+        self._held.release()
+
+    def _asked(self, image: ImageReference) -> ImageReference:
+        """What stands for ``image`` in some registry."""
+        if image.name in self._layouts:
+            return image
+        return self._settings.base_images.asked_for(image)
+
+    def _client(self, asked: ImageReference) -> RegistryClient | LayoutClient:
+        if (layout := self._layouts.get(asked.name)) is not None:
             return layout
-        return self._as_user if self._reachable.with_credentials(image) else self._anonymous
+        if self._settings.base_images.offline:
+            raise ImageNotFound(
+                f"{asked} is not at hand, and no registry is asked",
+                advice="offline and local of [base_images]: docs/configuration.md.",
+            )
+        return self._as_user if self._reachable.with_credentials(asked) else self._anonymous
 
     def resolve(self, image: ImageReference) -> tuple[Descriptor, bytes]:
         """The manifest or index of ``image``; a tag is resolved once and pinned.
@@ -99,7 +124,8 @@ class Upstream:
         with self._lock:
             if (pinned := self._pinned.get(image)) is not None:
                 return pinned
-        found = self._client(image).manifest(image)
+        with self._reading:
+            found = self._manifest(image)
         with self._lock:
             if (pinned := self._pinned.get(image)) is not None:
                 return pinned
@@ -107,70 +133,146 @@ class Upstream:
             if len(self._pinned) >= IMAGES or self._document_bytes > DOCUMENT_BYTES:
                 raise QuotaExceeded(f"the build resolved more than {len(self._pinned)} images")
             try:
-                self._reachable.resolved(image, *found)
+                blobs = self._reachable.resolved(image, *found)
             except VerificationFailed as error:
                 raise RegistryProtocol(f"{image}: {error.message}") from None
             self._pinned[image] = found
-            return found
+        asked = self._asked(image)
+        for blob in blobs:  # those that no builder asks for have to be there for verify, too
+            self._take(asked, blob.digest, blob.size)
+        return found
+
+    def _manifest(self, image: ImageReference) -> tuple[Descriptor, bytes]:
+        asked = self._asked(image)
+        local = matches_any(self._settings.base_images.local, image.name)
+        if not local or asked.name in self._layouts:
+            return self._client(asked).manifest(asked)
+        if self._settings.base_images.offline and asked.digest is not None:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return self._kept(asked, asked.digest)
+        descriptor, data = self._client(asked).manifest(asked)
+        self._keep(asked, descriptor, data)
+        return descriptor, data
+
+    def _keep(self, asked: ImageReference, descriptor: Descriptor, data: bytes) -> None:
+        """For a time without a way out."""
+        with disk_full_is_a_limit(self._cache.directory):
+            if self._cache.size(descriptor.digest) is None:
+                with self._cache.arriving(descriptor.digest.algorithm) as writer:
+                    writer.write(data)
+                    writer.sync()
+                    writer.commit()
+            mark = self._mark(asked, descriptor.digest)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(mark, descriptor.media_type.encode())
+
+    def _kept(self, asked: ImageReference, digest: Digest) -> tuple[Descriptor, bytes]:
+        media_type = self._mark(asked, digest).read_text()
+        data = read_all(self._cache, digest, self._settings.http.manifest_bytes)
+        return Descriptor(media_type, digest, len(data)), data
 
     def resolved(self) -> dict[ImageReference, Digest]:
         """Every image that was resolved, and to what."""
         with self._lock:
             return {image: descriptor.digest for image, (descriptor, _) in self._pinned.items()}
 
-    def open_blob(self, digest: Digest) -> tuple[BinaryIO, int]:
+    def open_blob(self, digest: Digest, name: str = "") -> tuple[BinaryIO, int]:
         """A blob of a resolved image, from the cache or fetched into it.
+
+        Args:
+            digest: Of the blob.
+            name: Of the repository that is asked first, where its image references the blob.
 
         Raises:
             FileNotFoundError: No image that the session resolved references it.
-            RegistryError: The registry does not give it.
+            RegistryError: No registry of such an image gives it.
         """
-        based = self._reachable.base_of(digest)
-        if based is None:
-            raise FileNotFoundError(digest)
-        image, size = based
-        with self._lock:
-            busy = self._busy.setdefault(digest, threading.Lock())
-        with busy:
-            if not self._has(image, digest) or self._cache.size(digest) != size:
-                self._fetch(image, digest, size)
-        return self._cache.open(digest), size
+        failure: Exception = FileNotFoundError(digest)
+        bases = self._reachable.bases_of(digest)
+        for image, size in sorted(bases, key=lambda base: base[0].name != name):
+            try:
+                return self._opened(image, digest, size), size
+            except RegistryError as error:
+                failure = error
+        raise failure
+
+    def _opened(self, image: ImageReference, digest: Digest, size: int) -> BinaryIO:
+        asked = self._asked(image)
+        if not self._take(asked, digest, size):
+            with self._turn(asked, digest) as alive:
+                if not self._take(asked, digest, size):
+                    self._fetch(image, digest, size, alive)
+        return self._held.open(digest)
 
     def size(self, digest: Digest) -> int | None:
-        based = self._reachable.base_of(digest)
-        known = based is not None and self._has(based[0], digest)
-        return self._cache.size(digest) if known else None
+        bases = self._reachable.bases_of(digest)
+        taken = (size for image, size in bases if self._take(self._asked(image), digest, size))
+        return next(taken, None)
 
     def open(self, digest: Digest) -> BinaryIO:
         if self.size(digest) is None:
             raise FileNotFoundError(digest)
-        return self._cache.open(digest)
+        return self._held.open(digest)
 
-    def _mark(self, image: ImageReference, digest: Digest) -> Path:
-        """Exists where the repository of ``image`` has delivered the blob."""
-        return self._delivered / Digest.of(f"{image.name}@{digest}".encode()).hex
+    def _mark(self, asked: ImageReference, digest: Digest) -> Path:
+        """Exists where the repository of ``asked`` has delivered the blob."""
+        name = Digest.of(f"{asked.name}@{digest}".encode()).hex
+        return self._cache.notes(digest) / name
 
-    def _has(self, image: ImageReference, digest: Digest) -> bool:
-        return self._mark(image, digest).exists()
+    def _take(self, asked: ImageReference, digest: Digest, size: int) -> bool:
+        """Whether that repository has delivered the blob; then it stays as long as we do."""
+        taken = asked.name, digest
+        if taken in self._taken and self._held.size(digest) == size:
+            return True  # whatever was evicted since
+        if (
+            self._mark(asked, digest).exists()
+            and self._cache.size(digest) == size
+            and self._held.take(digest)
+        ):
+            self._taken.add(taken)
+            return True
+        return False
 
-    def _fetch(self, image: ImageReference, digest: Digest, size: int) -> None:
+    @contextlib.contextmanager
+    def _turn(self, asked: ImageReference, digest: Digest) -> Iterator[Callable[[], None]]:
+        """One fetch of a blob from one repository at a time, whichever builds want it."""
+        mark = self._mark(asked, digest)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        path = mark.with_suffix(".turn")
+        with turn(path, waiting=self._go_on, patience_seconds=PATIENCE_SECONDS) as alive:
+            yield alive
+
+    def _go_on(self) -> None:
+        if self._closed:
+            raise RegistryUnreachable("the session ended while an image was pulled")
+
+    def _fetch(
+        self, image: ImageReference, digest: Digest, size: int, alive: Callable[[], None]
+    ) -> None:
         with self._lock:
             self._pulled_bytes += size
             if self._pulled_bytes > self._most_bytes:
                 raise QuotaExceeded(f"the build pulled more than {self._most_bytes} bytes")
+        asked = self._asked(image)
         with (
             disk_full_is_a_limit(self._cache.directory),
             self._cache.arriving(digest.algorithm) as writer,
-            self._client(image).read_blob(image, digest, size) as pieces,
+            self._client(asked).read_blob(asked, digest, size) as pieces,
         ):
             for piece in pieces:
-                if self._closed:
-                    raise RegistryUnreachable(f"{image}: the session ended while it was pulled")
+                self._go_on()
+                alive()
                 writer.write(piece)
                 if writer.size > size:
-                    raise RegistryProtocol(f"{image.host} gave more bytes than {digest} has")
+                    raise RegistryProtocol(f"{asked.host} gave more bytes than {digest} has")
                 self._fetching(image, digest, writer.size, size)
             if writer.digest != digest:
-                raise RegistryProtocol(f"{image.host} gave other bytes than {digest}")
+                raise RegistryProtocol(f"{asked.host} gave other bytes than {digest}")
+            writer.sync()
+            self._held.adopt(digest, writer)
             writer.commit()
-            self._mark(image, digest).touch()
+            mark = self._mark(asked, digest)
+            mark.parent.mkdir(parents=True, exist_ok=True)  # evicted with another one's blob
+            mark.touch()
+            self._taken.add((asked.name, digest))
+        self._cache.evict(self._settings.cache_bytes)

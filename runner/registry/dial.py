@@ -18,7 +18,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
@@ -90,6 +90,10 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 
 
+Networks = Sequence[IPv4Network | IPv6Network]
+EVERYWHERE: Networks = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+
+
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
     """Whether ``address`` is one that anybody on the Internet may be sent to.
 
@@ -121,7 +125,13 @@ def settings_at(settings: Settings, scheme: str, host: str, port: int) -> Regist
 
 
 def connect(
-    host: str, port: int, *, private: bool, connect_seconds: float, read_seconds: float
+    host: str,
+    port: int,
+    *,
+    private: Networks,
+    connect_seconds: float,
+    read_seconds: float,
+    before_each: Callable[[], None] = lambda: None,
 ) -> socket.socket:
     """A TCP connection to an address of ``host`` that was judged first.
 
@@ -131,20 +141,23 @@ def connect(
     Args:
         host: A name or an address, without brackets.
         port: Of TCP.
-        private: Whether loopback, private and link-local addresses are as good as others.
+        private: Networks whose addresses are as good as public ones, for this connection.
         connect_seconds: For each address that is tried.
         read_seconds: The socket's timeout afterwards.
+        before_each: Called after the name is resolved, before an address is tried; it may raise.
 
     Raises:
-        AddressDenied: An address of ``host`` is not public, and ``private`` is not set.
+        AddressDenied: An address of ``host`` is neither public nor in ``private``.
         OSError: The name does not resolve, or no address accepts the connection.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    closed = sorted({str(entry[4][0]) for entry in found if not is_public(str(entry[4][0]))})
-    if closed and not private:
+    addresses = {str(entry[4][0]) for entry in found}
+    closed = sorted(address for address in addresses if not _is_open(address, private))
+    if closed:
         raise AddressDenied(f"{host}:{port} has the address {closed[0]}, which is not public")
     failure: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in found:
+        before_each()
         connection = socket.socket(family, kind, protocol)
         try:
             connection.settimeout(connect_seconds)
@@ -157,6 +170,10 @@ def connect(
             connection.settimeout(read_seconds)
             return connection
     raise failure
+
+
+def _is_open(address: str, private: Networks) -> bool:
+    return is_public(address) or any(ipaddress.ip_address(address) in net for net in private)
 
 
 def _dial(connection: HTTPConnection, settings: Settings, scheme: str) -> socket.socket:
@@ -173,7 +190,7 @@ def _dial(connection: HTTPConnection, settings: Settings, scheme: str) -> socket
         return connect(
             host,
             port,
-            private=at.private_address,
+            private=EVERYWHERE if at.private_address else (),
             connect_seconds=limits.connect_seconds,
             read_seconds=limits.read_seconds,
         )

@@ -152,6 +152,13 @@ class JsonObject:
     def child(self, name: str) -> "JsonObject":
         return JsonObject(self._members.get(name), f"{self._where}: {name}")
 
+    def texts(self, name: str) -> dict[str, str]:
+        """An object of strings, such as annotations."""
+        value = self._members.get(name)
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            self._fail(name, "an object of strings")
+        return value
+
     def array(self, name: str) -> list[Any]:
         value = self._members.get(name)
         if not isinstance(value, list):

@@ -200,7 +200,7 @@ def test_the_sessions_token_opens_nothing_but_the_session(
         # What no builder needs.
         ("GET", "/v2/_catalog", ""): "404",
         ("GET", f"{own}/tags/list", ""): "404",
-        ("GET", "http://169.254.169.254/latest/meta-data/", ""): "404",
+        ("GET", "http://169.254.169.254/latest/meta-data/", ""): "403",
         ("POST", f"{own}/blobs/uploads/", ""): "403",
         ("PUT", f"{own}/manifests/2", json.dumps(image)): "403",
         ("DELETE", f"{own}/manifests/1", ""): "405",

@@ -17,7 +17,8 @@ from policies.grants import CLOSED, grant
 from policies.model import Decision, Isolation, Trust
 from policies.reference import Digest, ImageReference
 from runner.errors import ImageNotFound, RunnerError
-from runner.gateway.session import Door, Session
+from runner.gateway.listen import UnixDoor
+from runner.gateway.session import Session
 from runner.registry.auth import Anonymous, Credentials
 from runner.registry.image import OCI_MANIFEST, Descriptor
 from runner.settings import Settings
@@ -241,7 +242,7 @@ class Gates:
         home = self.directory / str(len(self.sessions))
         (home / "door").mkdir(parents=True)
         session = Session(
-            Door(home / "door", SOCKET, os.geteuid() if peer_uid is None else peer_uid),
+            UnixDoor(home / "door", SOCKET, os.geteuid() if peer_uid is None else peer_uid),
             decision(**fields),
             settings=settings or Settings(),
             credentials=credentials or Anonymous(),

@@ -77,6 +77,18 @@ def test_the_token_stands_in_one_file_alone() -> None:
     assert encoded not in shown
 
 
+def test_a_proxy_is_of_the_process_alone() -> None:
+    proxy = f"http://session:{TOKEN}@127.0.0.1:5000"
+    plain, proxied = Buildah().plan(INPUT), Buildah().plan(replace(INPUT, proxy=proxy))
+    added = dict(proxied.environment.items() - plain.environment.items())
+    assert added == {
+        "HTTP_PROXY": proxy, "http_proxy": proxy, "HTTPS_PROXY": proxy, "https_proxy": proxy,
+        "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
+    }  # fmt: skip
+    assert replace(proxied, environment=plain.environment) == plain
+    assert not [name for name in plain.environment if "PROXY" in name.upper()]
+
+
 hostile = st.sampled_from(["--privileged", "-v/:/x", "a b", "", "x\n--y", "=", "'\"$(id)"])
 
 

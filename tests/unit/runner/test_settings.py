@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from policies.reference import Digest, ImageReference
 from runner import settings
 from runner.errors import ConfigInvalid
-from runner.settings import RegistrySettings, Settings, load
+from runner.settings import BaseImageSettings, RegistrySettings, Settings, load
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +90,39 @@ def test_a_file_that_was_named_must_exist(own: Path, tmp_path: Path) -> None:
         load({"RUNNER_CONFIG": str(own)})
     with pytest.raises(ConfigInvalid, match="directory"):
         load({"RUNNER_CONFIG": str(tmp_path)})
+
+
+# -- where base images come from -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"docker.io/library/*": "mirror.example/hub/*"}, {"docker.io/**": "mirror.example/**"},
+     {"docker.io/library/debian": "mirror.example/debian"}, {}],
+)  # fmt: skip
+def test_a_rule_that_rewrites_is_taken(rules: dict[str, str]) -> None:
+    assert BaseImageSettings(rewrite=rules).rewrite == rules
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target"),
+    [("docker.io/library/*", "mirror.example/**"), ("docker.io/library/*", "mirror.example/x"),
+     ("docker.io/library/x", "mirror.example/*"), ("docker.io/*/x", "mirror.example/*/x"),
+     ("docker.io/lib*", "mirror.example/lib*"), ("*", "*"), ("debian", "mirror.example/debian"),
+     ("docker.io/Library/*", "mirror.example/*"), ("docker.io/library/*", "mirror.example//*"),
+     ("docker.io/library/x", "https://mirror.example/x"), ("docker.io/a/b:1", "m.example/b"),
+     ("docker.io/a/b", "m.example/b@sha256:" + "0" * 64), ("docker.io/**", "m.example/***")],
+)  # fmt: skip
+def test_a_rule_that_could_be_read_in_two_ways_is_refused(pattern: str, target: str) -> None:
+    with pytest.raises(ValidationError):
+        BaseImageSettings(rewrite={pattern: target})
+
+
+def test_digest_and_tag_come_along() -> None:
+    rules = BaseImageSettings(rewrite={"docker.io/library/*": "mirror.example/hub/*"})
+    digest = Digest.of(b"x")
+    image = ImageReference.parse("debian:12")
+    assert str(rules.asked_for(image)) == "mirror.example/hub/debian:12"
+    assert str(rules.asked_for(image.at(digest))) == f"mirror.example/hub/debian@{digest}"
+    other = ImageReference.parse("docker.io/acme/debian:12")
+    assert rules.asked_for(other) is other

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.gateway.http import Bounds, Handler, Request, Response, Server
+from runner.gateway.http import Bounds, Handler, Request, Response, Server, Stream, Tunnel
 from tests.support.gateway import UnixConnection, connect, speak, statuses
 
 BOUNDS = Bounds(
@@ -24,10 +24,38 @@ BOUNDS = Bounds(
     body_seconds=0.3,
     crumbs=100,
     drain_bytes=1000,
+    drain_crumbs=50,
     close_seconds=1,
 )
 LARGE = 4 << 20
 SOUND = b"GET /sound HTTP/1.1\r\nHost: g\r\n\r\n"
+
+
+class Pieces(Stream):
+    def __init__(self, closed: threading.Event, *, broken: bool) -> None:
+        self._closed = closed
+        self._broken = broken
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"content"
+        if self._broken:
+            raise OSError("the other side has gone")
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+class Back(Tunnel):
+    def __init__(self, closed: threading.Event) -> None:
+        self._closed = closed
+
+    def run(self, peer: socket.socket, early: bytes) -> None:
+        peer.sendall(early)
+        while piece := peer.recv(1000):
+            peer.sendall(piece)
+
+    def close(self) -> None:
+        self._closed.set()
 
 
 class Echo:
@@ -36,10 +64,19 @@ class Echo:
     def __init__(self, directory: Path) -> None:
         self.seen: list[Request] = []
         self.release = threading.Event()
+        self.closed = threading.Event()
         self._directory = directory
 
     def __call__(self, request: Request) -> Response:
         self.seen.append(request)
+        if request.target == "tunnel:1":
+            return Response(200, content=Back(self.closed))
+        if request.target in {"/stream", "/endless", "/broken"}:
+            pieces = Pieces(self.closed, broken=request.target == "/broken")
+            return Response(200, content=pieces, length={"/stream": 7}.get(request.target))
+        return self._other(request)
+
+    def _other(self, request: Request) -> Response:
         match request.target:
             case "/unread":
                 return Response(401)
@@ -136,10 +173,11 @@ def post(*lines: str, body: bytes = b"", target: str = "/") -> bytes:
         "non-ASCII target": ("GET /\u00e9 HTTP/1.1\r\nHost: g\r\n\r\n".encode(), 400),
         "space in the target": (b"GET /a b HTTP/1.1\r\nHost: g\r\n\r\n", 400),
         "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-        "a tunnel": (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        "a tunnel that the handler has not": (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         "empty line first": (b"\r\n" + SOUND, 400),
         "header bomb in one piece": (post("A: " + "b" * 5000), 431),
         "many headers": (post(*["A: b"] * 1000), 431),
+        "101 short headers": (post(*["A: b"] * 100), 431),
         "chunk of no number": (post("Transfer-Encoding: chunked", body=b"x\r\n"), 400),
         "chunk of negative size": (post("Transfer-Encoding: chunked", body=b"-1\r\n"), 400),
         "chunk size of 21 digits": (
@@ -175,6 +213,7 @@ def test_what_two_readers_could_read_differently_is_refused_and_ends_the_connect
         (("Transfer-Encoding: Chunked",), b"3;ext=1\r\nabc\r\n0\r\n\r\n", 3),
         (("Transfer-Encoding: chunked",), b"3\r\nabc\r\n0\r\nTrailer: x\r\n\r\n", 3),
         (("Content-Length: 0",), b"", 0),
+        (("Content-Length: 3", *["A: b"] * 98), b"abc", 3),
     ],
 )
 def test_a_sound_body_is_read_to_its_end_and_no_further(
@@ -195,6 +234,61 @@ def test_requests_sent_together_are_answered_in_order(running: Running) -> None:
 def test_a_target_is_handed_on_as_it_came(target: str, running: Running, echo: Echo) -> None:
     speak(running.path, f"GET {target} HTTP/1.1\r\nHost: g\r\n\r\n".encode())
     assert [request.target for request in echo.seen] == [target]
+
+
+def test_a_tunnel_takes_the_connection_over_and_is_closed(running: Running, echo: Echo) -> None:
+    head = b"CONNECT tunnel:1 HTTP/1.1\r\nHost: tunnel\r\n\r\n"
+    with connect(running.path) as peer:
+        peer.sendall(head + b"early")
+        answer = b""
+        while not answer.endswith(b"\r\n\r\nearly"):
+            answer += peer.recv(1000)
+        assert statuses(answer) == [200]
+        peer.sendall(SOUND)
+        peer.shutdown(socket.SHUT_WR)
+        assert peer.recv(1000) == SOUND
+    assert echo.closed.wait(5)
+    assert running.is_well()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"CONNECT tunnel:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+        b"CONNECT tunnel:1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"CONNECT /v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"CONNECT http://tunnel:1/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_a_tunnel_is_asked_for_by_its_authority_and_without_a_body(
+    head: bytes, running: Running
+) -> None:
+    assert statuses(speak(running.path, head + SOUND)) == [400]
+
+
+@pytest.mark.parametrize(
+    ("target", "end"), [("/stream", b"Content-Length: 7\r\n\r\ncontent"),
+                        ("/endless", b"\r\n\r\n7\r\ncontent\r\n0\r\n\r\n")]
+)  # fmt: skip
+def test_a_stream_is_sent_as_it_comes_and_closed(
+    target: str, end: bytes, running: Running, echo: Echo
+) -> None:
+    request = f"GET {target} HTTP/1.1\r\nHost: g\r\n\r\n".encode()
+    answers = speak(running.path, request * 2)
+    assert statuses(answers) == [200, 200]
+    assert answers.endswith(end)
+    assert echo.closed.is_set()
+    head = speak(running.path, request.replace(b"GET", b"HEAD"))
+    assert head.endswith(b"\r\n\r\n")
+
+
+def test_a_stream_that_breaks_off_ends_the_connection(running: Running, echo: Echo) -> None:
+    request = b"GET /broken HTTP/1.1\r\nHost: g\r\n\r\n"
+    answers = speak(running.path, request + SOUND)
+    assert statuses(answers) == [200]
+    assert not answers.endswith(b"0\r\n\r\n")
+    assert echo.closed.is_set()
+    assert running.failures == []
 
 
 def test_bytes_behind_a_refused_upgrade_are_the_next_request(running: Running) -> None:
@@ -225,6 +319,17 @@ def test_a_large_body_that_was_not_read_ends_the_connection(running: Running) ->
     assert statuses(speak(running.path, request + SOUND)) == [401]
 
 
+def test_an_unread_body_in_crumbs_ends_the_connection(running: Running) -> None:
+    chunks = "Transfer-Encoding: chunked"
+    few, many = (
+        post(chunks, target="/unread", body=b"1\r\na\r\n" * number + b"0\r\n\r\n")
+        for number in (40, 60)
+    )
+    assert statuses(speak(running.path, few + SOUND)) == [401, 200]
+    assert statuses(speak(running.path, many + SOUND)) == [401]
+    assert running.failures == []
+
+
 def test_less_body_than_declared_is_refused(running: Running) -> None:
     assert statuses(speak(running.path, post("Content-Length: 5", body=b"ab"))) == [400]
 
@@ -248,7 +353,7 @@ def test_a_connection_may_be_idle_for_longer_than_a_head_may_take(running: Runni
         connection.request("GET", "/sound")
         assert connection.getresponse().read() == b"0"
         time.sleep(0.5)
-    assert len(running.server._connections) == 1
+    assert len(running.server._acceptor._connections) == 1
     connection.close()
 
 
@@ -372,10 +477,22 @@ def test_accepting_goes_on_after_it_failed(
                 raise error
             return self._listener.accept()
 
-    monkeypatch.setattr(running.server, "_listener", Flaky(running.listener))
+    monkeypatch.setattr(running.server._acceptor, "_listener", Flaky(running.listener))
     assert running.is_well()
     assert running.is_well()
     assert next(failures, None) is None
+
+
+def test_accepting_goes_on_when_a_thread_could_not_be_started(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        assert speak(running.path, b"", end=False) == b""
+    assert running.is_well()
 
 
 def test_a_response_lets_go_of_its_file() -> None:

@@ -49,8 +49,11 @@ def test_the_final_decision_holds_from_then_on() -> None:
 
 def test_credentials_that_the_final_decision_withholds_end_the_build() -> None:
     with_login = decision(pull_credentials=(("r.example/**",),))
-    resolved(with_login).decide(with_login)
+    reachable = resolved(with_login)
+    reachable.decide(decision())
+    reachable.decide(with_login)
+    assert reachable.with_credentials(IMAGE)
+    reachable.decide(replace(with_login, tenant="x"))
     with pytest.raises(PolicyDenied, match="was pulled with credentials"):
-        resolved(with_login).decide(decision())
-    ReachableSet(with_login).decide(decision())
-    resolved(decision()).decide(replace(decision(), tenant="x"))
+        reachable.decide(decision())
+    assert not reachable.with_credentials(IMAGE)

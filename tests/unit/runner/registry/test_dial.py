@@ -156,7 +156,7 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to("1.1.1.1", "10.0.0.7"))
     with pytest.raises(AddressDenied, match=r"10\.0\.0\.7"):
-        dial.connect("a.example", 443, private=False, connect_seconds=1, read_seconds=1)
+        dial.connect("a.example", 443, private=(), connect_seconds=1, read_seconds=1)
 
 
 def test_the_name_is_resolved_once_and_the_judged_address_is_used(
@@ -184,7 +184,7 @@ def test_the_next_address_is_tried_when_one_refuses(
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.2", "127.0.0.1"))
     with dial.connect(
-        "a.example", peer.port, private=True, connect_seconds=1, read_seconds=7
+        "a.example", peer.port, private=dial.EVERYWHERE, connect_seconds=1, read_seconds=7
     ) as connection:
         assert connection.getpeername()[0] == "127.0.0.1"
         assert connection.gettimeout() == 7
@@ -193,7 +193,7 @@ def test_the_next_address_is_tried_when_one_refuses(
 def test_a_name_without_addresses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to())
     with pytest.raises(OSError, match="no address"):
-        dial.connect("a.example", 443, private=False, connect_seconds=1, read_seconds=1)
+        dial.connect("a.example", 443, private=(), connect_seconds=1, read_seconds=1)
 
 
 @pytest.mark.parametrize(
