@@ -51,6 +51,7 @@ hostile: tools venv ## the attacks alone
 bench: tools venv ## measure against the same builder without a sandbox; writes docs/benchmarks.md
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.policy
+	$(BIN)/python -m tests.bench.gateway
 
 fuzz: venv ## property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit -m "not sandbox"
