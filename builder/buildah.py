@@ -131,6 +131,7 @@ class Buildah:
                 "storage.conf": STORAGE_CONF.encode(),
             },
             writable=WRITABLE,
+            uid=self.uid,
             capabilities=self.capabilities,
             claim=CLAIM,
         )  # fmt: skip

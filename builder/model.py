@@ -55,7 +55,8 @@ class BuildPlan:
         environment: Of every command.
         files: In CONFIG, by name; read-only.
         writable: Directories that get a file system of their own, empty, bounded in size.
-        capabilities: In the sandbox's own kernel alone, without the ``CAP_`` prefix.
+        uid: Of every command, in the sandbox's own kernel.
+        capabilities: There alone, without the ``CAP_`` prefix.
         claim: File that holds the digest the builder says it pushed.
     """
 
@@ -64,6 +65,7 @@ class BuildPlan:
     environment: Mapping[str, str]
     files: Mapping[str, bytes]
     writable: tuple[str, ...]
+    uid: int
     capabilities: tuple[str, ...]
     claim: str
 

@@ -64,6 +64,7 @@ def judge(
     observation: Observation,
     processes: Sequence[HostProcess],
     *,
+    uid: int,
     host_release: str,
     runtime: str,
     runtime_version: str,
@@ -73,6 +74,7 @@ def judge(
     Args:
         observation: From inside.
         processes: Of the sandbox, as the host shows them.
+        uid: That policy judged the builder by, inside.
         host_release: Of the host's own kernel; the sandbox must show another one.
         runtime: Path of the runtime whose processes these must be; for the evidence.
         runtime_version: What it says of itself; for the evidence.
@@ -93,6 +95,7 @@ def judge(
             f"there are network interfaces besides loopback: {observation.interfaces}",
             set(observation.interfaces) - {"lo"},
         ),
+        (f"it runs as uid {observation.uid} instead of {uid}", observation.uid != uid),
         ("the host shows no sandbox process of runsc", "sandbox" not in roles),
         ("the host shows no gofer of runsc", "gofer" not in roles),
         *(

@@ -152,6 +152,7 @@ class LocalSandbox:
         return judge(
             Observation.parse(line, self._nonce),
             processes.host_view(self._process.pid, runtime.path),
+            uid=self._spec.plan.uid,
             host_release=os.uname().release,
             runtime=str(runtime.path),
             runtime_version=runtime.version,

@@ -24,7 +24,7 @@ def config(spec: SandboxSpec, guest: str) -> dict[str, Any]:
         "hostname": "sandbox",
         "root": {"path": str(spec.root), "readonly": True},
         "process": {
-            "user": {"uid": 0, "gid": 0},
+            "user": {"uid": spec.plan.uid, "gid": spec.plan.uid},
             "cwd": "/",
             "args": [f"{RUNNER}/init", f"{RUNNER}/plan"],
             "env": [f"{name}={value}" for name, value in spec.plan.environment.items()],

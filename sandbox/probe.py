@@ -140,6 +140,7 @@ def _smoke_spec(root: Path) -> SandboxSpec:
             environment={},
             files={},
             writable=("/run",),
+            uid=0,
             capabilities=(),
             claim="/run/claim",
         ),

@@ -267,6 +267,7 @@ def build_all(
         environment=base.environment,
         files={},
         writable=base.writable,
+        uid=base.uid,
         capabilities=base.capabilities,
         claim=base.claim,
     )

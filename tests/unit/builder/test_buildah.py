@@ -52,7 +52,8 @@ def test_the_three_commands() -> None:
     )  # fmt: skip
     assert plan.commands[plan.build_command] is build
     assert plan.claim == "/run/runner-claim"
-    assert plan.capabilities == BUILDER_CAPABILITIES
+    assert plan.capabilities == Buildah.capabilities == BUILDER_CAPABILITIES
+    assert plan.uid == Buildah.uid
 
 
 def test_the_format_is_the_one_asked_for() -> None:

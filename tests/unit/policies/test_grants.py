@@ -65,7 +65,10 @@ def test_rules_allow_nothing_where_the_network_is_less_than_egress(network: Netw
 
 
 def test_a_preset_without_hosts_allows_nothing() -> None:
-    assert may_connect(granting((EgressRule(preset="pip"),)), "packages.example.org", 443, None) is None
+    assert (
+        may_connect(granting((EgressRule(preset="pip"),)), "packages.example.org", 443, None)
+        is None
+    )
 
 
 rules = st.builds(

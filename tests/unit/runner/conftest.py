@@ -24,7 +24,7 @@ def hostile() -> str:
 def plan() -> BuildPlan:
     return BuildPlan(
         commands=(("tar",), ("buildah",), ("push",)), build_command=1, environment={}, files={},
-        writable=(), capabilities=(), claim="",
+        writable=(), uid=0, capabilities=(), claim="",
     )  # fmt: skip
 
 

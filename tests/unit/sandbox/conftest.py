@@ -15,6 +15,7 @@ def spec() -> SandboxSpec:
         environment={"PATH": "/bin", "A": "b=c"},
         files={},
         writable=("/run", "/tmp", "/var/tmp"),
+        uid=0,
         capabilities=("CHOWN", "SYS_ADMIN"),
         claim="/run/claim",
     )

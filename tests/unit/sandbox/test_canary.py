@@ -30,7 +30,7 @@ PROCESSES = (APPLICATION, GOFER, LAUNCHER, SANDBOX)
 
 def judged(seen: Observation = SEEN, processes: tuple[HostProcess, ...] = PROCESSES) -> Evidence:
     return judge(
-        seen, processes, host_release="6.18.0", runtime="/bin/runsc", runtime_version="2024"
+        seen, processes, uid=0, host_release="6.18.0", runtime="/bin/runsc", runtime_version="2024"
     )
 
 
@@ -56,6 +56,7 @@ def test_gvisor_is_accepted_and_kept_as_evidence(changed: dict[str, Any]) -> Non
         ({"is_gvisor_file": "0"}, "/proc/gvisor"),
         ({"interfaces": ("lo", "eth0")}, "interfaces"),
         ({"interfaces": ("eth0",)}, "interfaces"),
+        ({"uid": 1000}, "as uid 1000 instead of 0"),
     ],
 )
 def test_one_wrong_thing_inside_is_enough(changed: dict[str, Any], says: str) -> None:

@@ -63,3 +63,10 @@ def test_a_nul_cannot_shift_the_plan(spec: SandboxSpec) -> None:
     plan = replace(spec.plan, commands=(("tar", "a\0b"),))
     with pytest.raises(ValueError, match="NUL"):
         oci.plan(replace(spec, plan=plan), "nonce")
+
+
+def test_it_runs_as_whom_policy_judged(spec: SandboxSpec) -> None:
+    other = replace(spec, plan=replace(spec.plan, uid=1000, capabilities=("CHOWN",)))
+    process = oci.config(other, "/g")["process"]
+    assert process["user"] == {"uid": 1000, "gid": 1000}
+    assert process["capabilities"]["bounding"] == ["CAP_CHOWN"]
