@@ -1,7 +1,7 @@
 """The diagnostic log: what runner does and why, for whoever has to find out at 3 a.m.
 
 Off unless ``RUNNER_LOG`` is ``debug``; then lines of JSON on stderr. Every package speaks through
-``policies.diagnostics``; this module alone says where that goes. It is no record: that is
+``sandbox.diagnostics``; this module alone says where that goes. It is no record: that is
 ``events.jsonl``, with the ledger beside it.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from policies import diagnostics
 from runner.registry.auth import Secret
 from runner.terminal import clean
+from sandbox import diagnostics
 
 _VALUE_CHARACTERS = 2000
 

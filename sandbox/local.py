@@ -16,9 +16,8 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from policies import diagnostics
 from policies.model import Isolation
-from sandbox import oci, place, processes, runsc
+from sandbox import diagnostics, oci, place, processes, runsc
 from sandbox.canary import Observation, judge
 from sandbox.cgroups import Group
 from sandbox.errors import IsolationMismatch, IsolationUnavailable, SandboxFailed

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
 
-from policies import diagnostics
 from runner.errors import (
     ImageNotFound,
     RegistryError,
@@ -26,6 +25,7 @@ from runner.registry import dial
 from runner.registry.auth import Credentials
 from runner.registry.tokens import Site, Tokens
 from runner.settings import Settings
+from sandbox import diagnostics
 
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _MOST_WAIT_SECONDS = 30.0

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from policies import diagnostics
 from runner import logs
 from runner.registry.auth import Secret
+from sandbox import diagnostics
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
-"""The one logger of all packages, at no cost while nobody listens.
+"""The one logger of what does I/O, at no cost while nobody listens. ``policies`` and ``builder``
+have nothing to say: they are pure.
 
 ``runner.logs`` listens with structlog where ``RUNNER_LOG`` asks for it; importing that here would
 cost each command a tenth of a second.
