@@ -66,7 +66,8 @@ class Limits:
         disk_bytes: Of each writable file system in the sandbox (they count as memory too).
         pids: Tasks on the host, the sandbox's kernel included. The Sentry needs some hundred
             for itself and dies without a word below that (measured), hence the headroom.
-        wall_seconds: From the start of the sandbox to its end.
+        wall_seconds: From the start of the sandbox to its end. What comes before it (looking at
+            base images) and after it (verifying) has as much time, each.
         log_bytes: Of build output.
         context_bytes: Of the context's files together.
         context_entries: Files, directories and links in the context.

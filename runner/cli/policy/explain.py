@@ -15,8 +15,8 @@ from policies.loader import Policy
 from policies.model import Decision, Denial, Grant, Limits, TraceStep, plain
 from policies.review import named_facts
 from policies.vocabulary import TRUST, values
+from runner.cli.options import build_request, configure_facts
 from runner.cli.policy.answer import say, say_json, shown, table
-from runner.cli.submit import build_request, configure_facts
 from runner.cli.tools import assemble, policies
 from runner.errors import UsageError
 from runner.facts import survey

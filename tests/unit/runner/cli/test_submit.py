@@ -16,6 +16,7 @@ from policies.facts import SourceFacts
 from runner import cli
 from runner.cancel import Cancellation
 from runner.cli import submit
+from runner.cli.options import build_request
 from runner.errors import InvalidReference, OutputInvalid, RunnerError, UsageError
 from runner.request import BuildRequest
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[4]
 def request(*words: str) -> BuildRequest:
     parser = argparse.ArgumentParser()
     submit.configure(parser)
-    return submit.build_request(parser.parse_args(["context", *words]))
+    return build_request(parser.parse_args(["context", *words]))
 
 
 def test_what_is_left_out_has_its_default() -> None:
@@ -89,7 +90,7 @@ def test_less_memory_and_fewer_processors_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["--memory=", "--memory=0", "--memory=-1m", "--memory=1.5g", "--memory=1gb",
+    "word", ["--memory=", "--memory=0", "--memory=-1m", "--memory=1.5g", "--memory=1gb", "--memory=99999999999999t",
              "--cpus=", "--cpus=0", "--cpus=-1", "--cpus=0.0001", "--cpus=1e3", "--cpus=nan"]
 )  # fmt: skip
 def test_amounts_that_mean_nothing_are_refused(word: str) -> None:
