@@ -90,7 +90,8 @@ def test_less_memory_and_fewer_processors_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["--memory=", "--memory=0", "--memory=-1m", "--memory=1.5g", "--memory=1gb", "--memory=99999999999999t",
+    "word", ["--memory=", "--memory=0", "--memory=-1m", "--memory=1.5g", "--memory=1gb",
+             "--memory=99999999999999t",
              "--cpus=", "--cpus=0", "--cpus=-1", "--cpus=0.0001", "--cpus=1e3", "--cpus=nan"]
 )  # fmt: skip
 def test_amounts_that_mean_nothing_are_refused(word: str) -> None:
