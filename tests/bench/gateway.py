@@ -272,7 +272,8 @@ Made by `make bench` (`python -m tests.bench.gateway --runs N`). Both servers ar
 own on loopback TCP, started anew for each row, with the same clients and blobs: first one, then the
 other, and in the opposite order each second time. docker-registry has its in-memory cache of
 descriptors. The gateway is one session: it asks for the session's token, counts quotas, asks the
-reachable set, and writes each request into its ledger. Both hash what arrives and sync it to disk.
+reachable set, and writes each request into its ledger. Both hash what arrives. docker-registry
+syncs it to disk; what is staged here is for one build only, and is not synced.
 
 Several clients share the bytes of one: a single blob is cut in as many. The ratio is the median of
 the ratios within each run, gateway to docker-registry: more is better. CPU is the server's own;
