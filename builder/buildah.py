@@ -10,11 +10,23 @@ of them in the Sentry alone.
 import base64
 import json
 import re
+from collections.abc import Iterator
 
-from builder.model import CONFIG, CONTEXT_TAR, RUNNER, WORKSPACE, BuildInput, BuildPlan
+from builder.model import (
+    CONFIG,
+    CONTEXT_TAR,
+    LAYOUT,
+    LAYOUT_IMAGE,
+    RUNNER,
+    WORKSPACE,
+    BuildInput,
+    BuildPlan,
+    UnpackedBase,
+)
 from builder.rootfs import Recipe
 
 STORE = "/var/lib/containers"
+PACKED = "/run/base.erofs"
 WRITABLE = (STORE, "/var/tmp", "/tmp", "/run", "/root", WORKSPACE)  # noqa: S108 - inside
 CLAIM = "/run/runner-claim"
 TAG = "latest"
@@ -31,7 +43,7 @@ BUILDER_CAPABILITIES = (*RUN_CAPABILITIES, "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE
 RECIPE = Recipe(
     suite="trixie",
     # base-files brings the merged /usr; netavark must exist although no network is made.
-    packages=("base-files", "buildah", "runc", "netavark", "tar", "ca-certificates"),
+    packages=("base-files", "buildah", "runc", "netavark", "tar", "ca-certificates", "erofs-utils"),
     leave_out=(
         "usr/share/doc/*",
         "usr/share/man/*",
@@ -47,7 +59,7 @@ RECIPE = Recipe(
         "etc/resolv.conf": b"",
     },
     directories=(*WRITABLE, RUNNER),
-    needs=("buildah", "runc", "tar"),
+    needs=("buildah", "runc", "tar", "mkfs.erofs", "fsck.erofs"),
     version_package="buildah",
 )
 
@@ -64,7 +76,18 @@ STORAGE_CONF = f"""\
 driver = "overlay"
 graphroot = "{STORE}/storage"
 runroot = "/run/containers/storage"
+[storage.options]
+additionalimagestores = {{bases}}
 """
+
+ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "CONTAINERS_CONF": f"{CONFIG}/containers.conf",
+    "CONTAINERS_REGISTRIES_CONF": f"{CONFIG}/registries.conf",
+    "CONTAINERS_STORAGE_CONF": f"{CONFIG}/storage.conf",
+}
+_CACHE = "cache.tar"
 
 POLICY_JSON = b'{"default":[{"type":"insecureAcceptAnything"}]}'
 """No signature is checked inside: what enters was checked by the gateway, what leaves by verify."""
@@ -90,6 +113,7 @@ class Buildah:
             # Locked for each name without a host, by default below /var/cache, which is read-only.
             "--short-name-alias-conf=/run/short-names.conf",
             "--tls-verify=false",
+            "--pull=missing",
             f"--platform={request.platform}",
             f"--file={CONFIG}/Dockerfile",
             f"--ignorefile={CONFIG}/ignore",
@@ -100,21 +124,23 @@ class Buildah:
             build.append(f"--target={request.target}")
         build.append(WORKSPACE)
         push = ["buildah", "push", "--tls-verify=false", f"--digestfile={CLAIM}", reference]
-        return BuildPlan(
-            commands=(
-                ("tar", "--extract", f"--file={CONTEXT_TAR}", f"--directory={WORKSPACE}",
-                 "--preserve-permissions", "--numeric-owner"),
-                tuple(build),
-                tuple(push),
+        prepare = (
+            (
+                "tar",
+                "--extract",
+                f"--file={CONTEXT_TAR}",
+                f"--directory={WORKSPACE}",
+                "--preserve-permissions",
+                "--numeric-owner",
             ),
-            build_command=1,
+            *_bases(request.bases),
+        )
+        return BuildPlan(
+            commands=(*prepare, tuple(build), tuple(push)),
+            build_command=len(prepare),
             environment={
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "HOME": "/root",
+                **ENVIRONMENT,
                 "REGISTRY_AUTH_FILE": f"{CONFIG}/auth.json",
-                "CONTAINERS_CONF": f"{CONFIG}/containers.conf",
-                "CONTAINERS_REGISTRIES_CONF": f"{CONFIG}/registries.conf",
-                "CONTAINERS_STORAGE_CONF": f"{CONFIG}/storage.conf",
                 **_proxies(request),
             },
             files={
@@ -123,18 +149,62 @@ class Buildah:
                 "Dockerfile": request.dockerfile,
                 "ignore": _ignore(request.ignored),
                 "auth.json": _auth(request),
-                "containers.conf": CONTAINERS_CONF.format(
-                    capabilities=json.dumps([f"CAP_{name}" for name in RUN_CAPABILITIES])
-                ).encode(),
-                "policy.json": POLICY_JSON,
                 "registries.conf": _registries(request),
-                "storage.conf": STORAGE_CONF.encode(),
+                **_configuration(request.bases),
             },
             writable=WRITABLE,
             uid=self.uid,
             capabilities=self.capabilities,
             claim=CLAIM,
         )  # fmt: skip
+
+    def base_at(self, number: int) -> str:
+        return f"{STORE}/base-{number}"
+
+    def unpack(self, platform: str) -> BuildPlan:
+        return BuildPlan(
+            commands=(
+                ("buildah", "pull", "--quiet", f"--signature-policy={CONFIG}/policy.json",
+                 f"--platform={platform}", f"oci:{LAYOUT}:{LAYOUT_IMAGE}"),
+                # Blocks of file data must be whole ones, or gVisor says "bad address".
+                ("mkfs.erofs", "--quiet", "-Enoinline_data", PACKED, f"{STORE}/storage"),
+            ),
+            build_command=0,
+            environment=ENVIRONMENT,
+            files={"registries.conf": b"", **_configuration(())},
+            writable=WRITABLE,
+            uid=self.uid,
+            capabilities=self.capabilities,
+            claim="",
+            output=PACKED,
+        )  # fmt: skip
+
+
+def _bases(bases: tuple[UnpackedBase, ...]) -> Iterator[tuple[str, ...]]:
+    """Commands that make the store know every base image by the names that the Dockerfile uses."""
+    if bases:
+        yield "tar", "--extract", f"--file={CONFIG}/{_CACHE}", f"--directory={STORE}"
+    for base in bases:
+        if base.packed is not None:
+            yield "fsck.erofs", "-d0", "--xattrs", f"--extract={base.at}", base.packed
+    for base in bases:
+        yield "buildah", "tag", base.config.partition(":")[2], *base.names
+
+
+def _configuration(bases: tuple[UnpackedBase, ...]) -> dict[str, bytes]:
+    """Files that have no secret and name no registry."""
+    files = {
+        "containers.conf": CONTAINERS_CONF.format(
+            capabilities=json.dumps([f"CAP_{name}" for name in RUN_CAPABILITIES])
+        ).encode(),
+        "policy.json": POLICY_JSON,
+        "storage.conf": STORAGE_CONF.format(bases=json.dumps([base.at for base in bases])).encode(),
+    }
+    if bases:
+        from builder import blobcache  # noqa: PLC0415 - sqlite3 is not needed otherwise
+
+        files[_CACHE] = blobcache.archive(layer for base in bases for layer in base.layers)
+    return files
 
 
 def _auth(request: BuildInput) -> bytes:

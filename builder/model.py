@@ -12,8 +12,48 @@ RUNNER = "/run/runner"
 """Our own files inside: one read-only mount over the builder image."""
 CONFIG = f"{RUNNER}/config"
 """The plan's files."""
-CONTEXT_TAR = f"{RUNNER}/door/context.tar"
+DOOR = f"{RUNNER}/door"
+"""Inside every sandbox: the sockets to the host, and the inputs once they were released."""
+LAYOUT_NAME = "layout"
+LAYOUT = f"{DOOR}/{LAYOUT_NAME}"
+"""Where an OCI layout arrives, in a sandbox that unpacks a base image."""
+LAYOUT_IMAGE = "runner.invalid/base:unpacked"
+"""What its index calls its only image; no such registry can exist."""
+CONTEXT_NAME = "context.tar"
+CONTEXT_TAR = f"{DOOR}/{CONTEXT_NAME}"
 """Where the context arrives, once the sandbox was accepted."""
+
+
+MOST_BASES = 16
+"""Unpacked base images that one build is given; whatever it needs besides, it pulls."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseLayer:
+    """One layer of a base image, as its manifest and its configuration name it."""
+
+    digest: str
+    diff_id: str
+    compression: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackedBase:
+    """A base image in the builder's own format, made by ``Builder.unpack``.
+
+    Attributes:
+        config: Digest of its configuration.
+        names: What FROM and ``--from`` call it, each as ``HOST/REPOSITORY:TAG``.
+        at: The directory inside that it is in, or has to be.
+        packed: File inside that it is packed in; None where it is mounted at ``at``.
+        layers: From the lowest.
+    """
+
+    config: str
+    names: tuple[str, ...]
+    at: str
+    packed: str | None
+    layers: tuple[BaseLayer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +70,7 @@ class BuildInput:
         upstreams: Registry hosts whose images the build may ask for, each with the path
             component of ``registry`` that stands for it.
         proxy: URL with its login, for RUN steps; None where they have no egress.
+        bases: Base images that need not be pulled.
     """
 
     dockerfile: bytes
@@ -43,6 +84,7 @@ class BuildInput:
     token: str
     upstreams: Mapping[str, str]
     proxy: str | None = None
+    bases: tuple[UnpackedBase, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +99,8 @@ class BuildPlan:
         writable: Directories that get a file system of their own, empty, bounded in size.
         uid: Of every command, in the sandbox's own kernel.
         capabilities: There alone, without the ``CAP_`` prefix.
-        claim: File that holds the digest the builder says it pushed.
+        claim: File that holds the digest the builder says it pushed; empty where it pushes nothing.
+        output: File that is handed out once every command ended well; None for none.
     """
 
     commands: tuple[tuple[str, ...], ...]
@@ -68,6 +111,7 @@ class BuildPlan:
     uid: int
     capabilities: tuple[str, ...]
     claim: str
+    output: str | None = None
 
 
 class Builder(Protocol):
@@ -87,3 +131,16 @@ class Builder(Protocol):
 
     def plan(self, request: BuildInput) -> BuildPlan:
         """How to build ``request``. Pure."""
+
+    def base_at(self, number: int) -> str:
+        """Where the builder wants the base image with this number. Pure."""
+
+    def unpack(self, platform: str) -> BuildPlan:
+        """How to unpack the image at LAYOUT and to pack it into one EROFS image. Pure.
+
+        Args:
+            platform: ``OS/ARCHITECTURE`` to take of an index.
+
+        Returns:
+            A plan whose ``output`` is the EROFS image; ``build_command`` is what reads the layers.
+        """

@@ -27,6 +27,7 @@
     ├── CheckFailed                     1  check-failed
     ├── VerificationFailed              5  verification-failed
     │   ├── NothingStaged               5  nothing-staged
+    │   ├── BaseImageInvalid            5  base-image-invalid
     │   └── BuilderCorrupt              5  builder-corrupt
     ├── RegistryError                   6  registry
     │   ├── RegistryUnreachable         6  registry-unreachable
@@ -60,6 +61,7 @@ from sandbox.errors import IsolationError, IsolationMismatch, IsolationUnavailab
 __all__ = [
     "AddressDenied",
     "BaseImageDenied",
+    "BaseImageInvalid",
     "BuildFailed",
     "BuilderCorrupt",
     "BuilderInstallFailed",
@@ -208,6 +210,13 @@ class NothingStaged(VerificationFailed):
     """The builder ended well and pushed nothing."""
 
     code = "nothing-staged"
+
+
+class BaseImageInvalid(VerificationFailed):
+    """A base image that no build should start from: it breaks a rule of ``runner.verify``."""
+
+    code = "base-image-invalid"
+    default_advice = "It is not this build's fault: take another tag or digest of the base image."
 
 
 class BuilderCorrupt(VerificationFailed):

@@ -20,6 +20,7 @@ class Stage(StrEnum):
     CONTEXT = "context"
     DECIDE = "decide"
     RESOLVE = "resolve"
+    UNPACK = "unpack"
     LAUNCH = "launch"
     BUILD = "build"
     VERIFY = "verify"

@@ -22,17 +22,7 @@ from policies.facts import (
 from policies.model import Isolation
 from policies.reference import Digest, ImageReference
 from runner.context import BuildContext, snapshot
-from runner.errors import BuilderUnknown, IsolationUnavailable, RunnerError, UsageError
-from runner.gateway.upstream import Upstream
-from runner.registry.image import (
-    CONFIG_BYTES,
-    Descriptor,
-    Manifest,
-    Platform,
-    parse_base,
-    parse_document,
-    parse_manifest,
-)
+from runner.errors import BuilderUnknown, IsolationUnavailable, UsageError
 from runner.request import BuildRequest
 from runner.stores.rootfs import RootfsStore
 from runner.tools import Tools
@@ -202,55 +192,3 @@ def warnings(request: BuildRequest, context: BuildContext, facts: BuildFacts) ->
     unused = sorted(set(request.build_args) - dockerfile.build_args - _PREDEFINED_ARGS)
     if unused:
         yield f"build args that no ARG declares: {', '.join(unused)}"
-
-
-# -- what the base images bring along ----------------------------------------------------------
-
-
-def read_bases(facts: BuildFacts, upstream: Upstream) -> dict[ImageReference, BaseImage | None]:
-    """What every stage's base image, all resolved by now, brings along; None where nobody can tell.
-
-    A registry may answer what it likes: whatever cannot be read soundly is not known.
-    """
-    platform = Platform.parse(facts.request.platform)
-    images = dict.fromkeys(s.image for s in facts.dockerfile.stages if s.image is not None)
-    return {image: _base_image(image, upstream, platform) for image in images}
-
-
-def _base_image(image: ImageReference, upstream: Upstream, platform: Platform) -> BaseImage | None:
-    try:
-        configs = [
-            parse_base(_config(manifest.config, upstream))
-            for manifest in _manifests(image.pulled(), upstream, platform)
-        ]
-    except RunnerError:
-        return None
-    # Where several entries suit, the builder's choice is not known before it chooses.
-    return configs[0] if len(set(map(_comparable, configs))) == 1 else None
-
-
-def _comparable(base: BaseImage) -> tuple[object, ...]:
-    return tuple(base.environment.items()), base.triggers
-
-
-def _manifests(image: ImageReference, upstream: Upstream, platform: Platform) -> list[Manifest]:
-    """Those that a builder for ``platform`` may take."""
-    descriptor, data = upstream.resolve(image)
-    document = parse_document(data, descriptor.media_type)
-    if isinstance(document, Manifest):
-        return [document]
-    # An entry that names no platform is taken where no other suits.
-    return [
-        parse_manifest(upstream.resolve(image.at(entry.digest))[1], entry.media_type)
-        for entry in (
-            candidate.descriptor
-            for candidate in document.manifests
-            if candidate.platform is None or candidate.platform.agrees_with(platform)
-        )
-    ]
-
-
-def _config(descriptor: Descriptor, upstream: Upstream) -> bytes:
-    stream, _ = upstream.open_blob(descriptor.digest)
-    with stream:
-        return stream.read(CONFIG_BYTES + 1)

@@ -75,6 +75,10 @@ class Home:
         return self.data / "base"
 
     @property
+    def unpacked(self) -> Path:
+        return self.data / "unpacked"
+
+    @property
     def builds(self) -> Path:
         return self.state / "builds"
 
@@ -102,9 +106,10 @@ class Home:
             probe = directory / f".writable-{secrets.token_hex(8)}"
             probe.touch()
             probe.unlink()
-        for directory in (self.builders, self.base_images, self.builds, self.sandboxes):
+        private_ones = (self.builds, self.base_images, self.unpacked)
+        for directory in (self.builders, self.sandboxes, *private_ones):
             directory.mkdir(exist_ok=True)
-        for private in (self.builds, self.base_images):
+        for private in private_ones:
             private.chmod(0o700)
 
     def _require_safe(self) -> None:

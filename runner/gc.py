@@ -9,6 +9,7 @@ from runner.files import Home
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import RootfsStore, remove_tree
+from runner.stores.unpacked import UnpackedStore
 from sandbox import place
 from sandbox.locks import abandoned
 
@@ -18,6 +19,7 @@ def trim(home: Home, settings: Settings) -> list[Path]:
 
     What a running session uses, it holds.
     """
+    UnpackedStore(home.unpacked).evict(settings.unpacked_bytes)
     return BlobStore(home.base_images).evict(settings.cache_bytes)
 
 
@@ -42,6 +44,8 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     base = BlobStore(home.base_images)
     for path in base.collect():
         yield f"half a blob {path.name}"
+    for path in UnpackedStore(home.unpacked).collect():
+        yield f"half an unpacked image {path.name}"
     for path in trim(home, settings):
         yield f"blob of a base image {path.name}"
     for path in RootfsStore(home.builders).collect():

@@ -10,6 +10,7 @@ from runner.cancel import Cancellation
 from runner.errors import TimeExceeded
 from runner.events import Listener, Stage
 from runner.outcome import LogTail
+from runner.stores.blobs import BlobWriter
 
 
 class Journal:
@@ -49,6 +50,16 @@ class Journal:
         """A blob of a base image is on its way."""
         self._cancellation.check()
         self.emit(events.Progress(f"pull {image} {digest.hex[:12]}", done, total))
+
+    def unpacking(self, image: ImageReference, writer: BlobWriter) -> Callable[[memoryview], None]:
+        """What takes an unpacked image into the store, piece by piece."""
+
+        def take(piece: memoryview) -> None:
+            self._cancellation.check()
+            writer.write(piece)
+            self.emit(events.Progress(f"unpack {image}", writer.size, 0))
+
+        return take
 
     def verifying(self, within_seconds: float) -> Callable[[int], None]:
         """What to call with each number of bytes that were checked.

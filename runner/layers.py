@@ -46,6 +46,9 @@ _HARD_LINK = b"1"
 _WITHOUT_DATA = frozenset({_HARD_LINK, b"2", b"3", b"4", b"5", b"6"})
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_SPARSE = b"x", b"g", b"L", b"K", b"S"
 _WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+"""Hides what lower layers have in its directory; file systems keep that as an attribute."""
+_ATTRIBUTES = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class HeaderReader:
         self._path_bytes = path_bytes
         self._seen = seen
         self.entries = 0
+        self.attributes = False
+        """Whether something in the archive becomes an extended attribute."""
         self._skip = 0  # bytes of file data and padding until the next header
         self._want = BLOCK  # bytes that make the next header, or extended header with padding
         self._gathered = bytearray()
@@ -135,6 +140,7 @@ class HeaderReader:
         if self._pax is not None and self._long:
             _fail("long names of two kinds for one entry", "tar-header")
         pax = self._pax or {}
+        self.attributes |= any(key.startswith(_ATTRIBUTES) for key in pax)
         if b"size" in pax:
             size = _pax_size(pax[b"size"], size)
         short = prefix + b"/" + _text(block[:100]) if prefix else _text(block[:100])
@@ -161,6 +167,7 @@ class HeaderReader:
             _fail(f"an entry named {_shown(entry.name)}", "entry-escape")
         if entry.kind == _HARD_LINK and _escapes(entry.link):
             _fail(f"a hard link to {_shown(entry.link)}", "hard-link-escape")
+        self.attributes |= entry.name.rstrip(b"/").endswith(_OPAQUE)
         if self._seen:
             self._seen(entry)
 

@@ -27,6 +27,9 @@ class LogTail:
     def add(self, data: bytes) -> None:
         self._data = (self._data + data)[-self.MOST_BYTES :]
 
+    def __bytes__(self) -> bytes:
+        return self._data
+
     def __contains__(self, phrase: bytes) -> bool:
         return phrase in self._data.lower()
 

@@ -13,12 +13,13 @@ from functools import partial
 from typing import TypeVar
 
 from builder.bases import BaseImage
-from builder.model import Builder, BuildInput, BuildPlan
+from builder.model import CONTEXT_NAME, Builder, BuildInput, BuildPlan
 from policies import engine, factsfile
 from policies.facts import BuildFacts
 from policies.model import Decision, Denial, Isolation, plain
 from policies.reference import DOCKER_HUB, Digest, ImageReference
 from runner import events, gc, outcome, publish
+from runner.bases import parts, read_bases, started_from
 from runner.cancel import Cancellation
 from runner.context import BuildContext, snapshot
 from runner.errors import (
@@ -34,18 +35,21 @@ from runner.errors import (
     UsageError,
 )
 from runner.events import Broadcast, Listener, Stage
-from runner.facts import build_facts, named_parts, offered, read_bases, warnings
+from runner.facts import build_facts, named_parts, offered, warnings
 from runner.gateway.listen import UnixDoor
 from runner.gateway.registry import REPOSITORY
 from runner.gateway.session import Session
 from runner.journal import Journal
 from runner.output import Output, write_output
 from runner.registry.client import RegistryClient
-from runner.request import BuilderUsed, BuildRequest, BuildResult
+from runner.registry.image import Platform
+from runner.request import BuilderUsed, BuildRequest, BuildResult, StartsFrom
 from runner.state import BuildDirectory
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed, RootfsStore
+from runner.stores.unpacked import UnpackedStore
 from runner.tools import Tools
+from runner.unpack import Bases, Unpacking
 from runner.verify import StagedImage, VerifiedImage, verify
 from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Backend, Outcome, SandboxSpec
 
@@ -153,13 +157,18 @@ class Build:
                     self._journal.warn(f"nothing is known about the egress preset {preset} here")
                 self._emit(events.Decided(decision))
                 self._ask_destinations()
+                unpacking = self._unpacking(stack, parts, root, session, decision)
+                images = self._fetch(unpacking, facts, session, decision)
+            with self._journal.stage(Stage.UNPACK):
+                provided = unpacking.provide(images)
             with self._journal.stage(Stage.LAUNCH):
                 spec = SandboxSpec(
                     isolation=decision.isolation,
                     limits=decision.limits,
-                    plan=self._plan(parts.builder, context, facts, session),
+                    plan=self._plan(parts.builder, context, facts, session, provided),
                     root=root.root,
-                    context=context.tar,
+                    inputs={CONTEXT_NAME: context.tar, **provided.inputs},
+                    images=provided.images,
                 )
                 sandbox = parts.backend.launch(place, spec, self._journal.output)
                 self._directory.write("evidence", sandbox.evidence)
@@ -175,6 +184,7 @@ class Build:
                 staged = session.seal()
         with self._journal.stage(Stage.VERIFY):
             verified = self._verify(staged, decision, ended)
+            starts_from = self._starts_from(verified, facts, session)
         with self._journal.stage(Stage.PUBLISH):
             self._publish(verified)
         return self._result(
@@ -185,6 +195,8 @@ class Build:
             ended=ended,
             image=verified,
             session=session,
+            provided=provided,
+            starts_from=starts_from,
         )
 
     # -- before anything untrusted is read -------------------------------------------------
@@ -299,6 +311,42 @@ class Build:
             self._emit(events.Resolved(image, descriptor.digest))
         return patiently("the base images were", partial(read_bases, facts, session.upstream))
 
+    def _unpacking(
+        self,
+        stack: ExitStack,
+        parts: _Parts,
+        root: Installed,
+        session: Session,
+        decision: Decision,
+    ) -> Unpacking:
+        unpacking = Unpacking(
+            name=self._directory.id,
+            backend=parts.backend,
+            builder=parts.builder,
+            root=root,
+            decision=decision,
+            platform=self._request.platform,
+            store=UnpackedStore(self._tools.home.unpacked),
+            upstream=session.upstream,
+            journal=self._journal,
+            cancellation=self._cancellation,
+        )
+        stack.callback(unpacking.release)
+        return unpacking
+
+    def _fetch(
+        self, unpacking: Unpacking, facts: BuildFacts, session: Session, decision: Decision
+    ) -> list[ImageReference]:
+        """The images of the build's platform that are resolved, with all their blobs."""
+        resolved = session.upstream.resolved()
+        foreign = {stage.image for stage in facts.dockerfile.stages if stage.foreign}
+        named = [image for image in facts.dockerfile.images if image not in foreign]
+        images = [image for image in named if image.pulled() in resolved]
+        seconds = decision.limits.wall_seconds
+        late = TimeExceeded(f"the base images were not fetched in {seconds} s")
+        self._cancellation.waiting(partial(unpacking.fetch, images), seconds, late)
+        return images
+
     def _ask_destinations(self) -> None:
         """A destination that nobody can push to is better known before the build than after."""
         with RegistryClient(self._tools.settings, self._tools.credentials) as client:
@@ -311,7 +359,12 @@ class Build:
         return self._cancellation.waiting(work, seconds, late)
 
     def _plan(
-        self, builder: Builder, context: BuildContext, facts: BuildFacts, session: Session
+        self,
+        builder: Builder,
+        context: BuildContext,
+        facts: BuildFacts,
+        session: Session,
+        provided: Bases,
     ) -> BuildPlan:
         request = self._request
         door = f"127.0.0.1:{GATEWAY_PORT}"
@@ -329,6 +382,7 @@ class Build:
                 token=session.token,
                 upstreams=session.aliases,
                 proxy=session.proxy(door),
+                bases=provided.bases,
             )
         )
 
@@ -344,6 +398,21 @@ class Build:
         )
         self._emit(events.Verified(verified.root.digest, verified.size_bytes, verified.layers))
         return verified
+
+    def _starts_from(
+        self, image: VerifiedImage, facts: BuildFacts, session: Session
+    ) -> StartsFrom | None:
+        """The base image whose layers the verified image begins with."""
+        base = started_from(facts.dockerfile, self._request.target)
+        if base is None or base.pulled() not in session.upstream.resolved():
+            return None
+        platform = Platform.parse(self._request.platform)
+        for found in parts(base.pulled(), session.upstream, platform):
+            lowest = tuple(layer.digest for layer in found.parsed.layers)
+            if image.begins_with(lowest):
+                return StartsFrom(image=str(base), digest=found.root.digest, layers=len(lowest))
+        self._journal.warn(f"the image does not begin with the layers of {base}")
+        return None
 
     def _publish(self, image: VerifiedImage) -> None:
         """Publishes and writes what was asked for; what is nowhere else is kept on this host."""
@@ -388,6 +457,8 @@ class Build:
         ended: Outcome,
         image: VerifiedImage,
         session: Session,
+        provided: Bases,
+        starts_from: StartsFrom | None,
     ) -> BuildResult:
         request = self._request
         kept = self._directory.image
@@ -404,6 +475,8 @@ class Build:
             decision=decision,
             evidence=ended.evidence,
             base_images={str(n): str(digest) for n, digest in session.upstream.resolved().items()},
+            provided={str(image): how for image, how in provided.provided.items()},
+            starts_from=starts_from,
             ledger=session.ledger_head,
             usage=ended.usage,
             enforced=ended.enforced,

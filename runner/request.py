@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 
 from policies.facts import BuildFacts, SourceFacts, TimeFacts
@@ -53,6 +54,27 @@ class BuilderUsed:
     digest: Digest
 
 
+class Provided(StrEnum):
+    """How a base image comes into the build's sandbox."""
+
+    MOUNTED = "mounted"
+    """Unpacked before, mounted read-only."""
+    COPIED = "copied"
+    """Unpacked before, and copied into the sandbox's memory: this runtime or this image cannot
+    be mounted."""
+    PULLED = "pulled"
+    """By the build itself, through the gateway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartsFrom:
+    """A base image whose layers, all of them, are the lowest ones of an image."""
+
+    image: str
+    digest: Digest
+    layers: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
     """What a build came to; ``result.json``.
@@ -62,6 +84,9 @@ class BuildResult:
         published: Destinations whose tag names the digest now.
         stored: Where the image is kept on this host, where nothing else was asked for.
         base_images: Every image that was resolved, and to what.
+        provided: How each image that the Dockerfile names came into the sandbox.
+        starts_from: The base image whose layers the image begins with, as verified; None where
+            it begins with none that is known.
         enforced: Limit by limit, what kept it.
         ledger: What the session's ledger ends with; ``runner egress ID --verify`` compares.
         timings_seconds: Per stage.
@@ -79,6 +104,8 @@ class BuildResult:
     decision: Decision
     evidence: Evidence
     base_images: Mapping[str, str]
+    provided: Mapping[str, Provided]
+    starts_from: StartsFrom | None
     ledger: Digest
     usage: Usage
     enforced: Mapping[str, str]

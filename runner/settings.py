@@ -136,6 +136,8 @@ class Settings(Frozen):
     base_images: BaseImageSettings = BaseImageSettings()
     cache_bytes: Annotated[int, Field(ge=0)] = 20 << 30
     """Of base-image blobs kept between builds."""
+    unpacked_bytes: Annotated[int, Field(ge=0)] = 20 << 30
+    """Of base images kept unpacked between builds, besides."""
 
     def registry(self, host: str) -> RegistrySettings:
         return self.registries.get(host, RegistrySettings())

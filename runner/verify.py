@@ -63,6 +63,7 @@ class VerifiedImage:
         blobs_needed: Configurations and layers, each once, in order.
         source: Where those blobs were read, and can be read again.
         platforms: Such as ``linux/amd64``, as the configurations say.
+        attributes: Whether something in a layer becomes an extended attribute.
     """
 
     root: Descriptor
@@ -71,6 +72,7 @@ class VerifiedImage:
     blobs_needed: tuple[Descriptor, ...]
     source: BlobSource
     platforms: tuple[str, ...]
+    attributes: bool
     _: KW_ONLY
     key: InitVar[object] = None
 
@@ -83,6 +85,15 @@ class VerifiedImage:
         """Of all that a registry stores of it."""
         documents = sum(map(len, self.documents.values()))
         return documents + sum(blob.size for blob in self.blobs_needed)
+
+    def begins_with(self, layers: tuple[Digest, ...]) -> bool:
+        """Whether ``layers``, from the lowest, are the lowest ones of every image in it."""
+        found = (parse_document(data, self.media_types[d]) for d, data in self.documents.items())
+        images = [document for document in found if isinstance(document, Manifest)]
+        return all(
+            tuple(layer.digest for layer in image.layers[: len(layers)]) == layers
+            for image in images
+        )
 
     @property
     def layers(self) -> int:
@@ -150,7 +161,7 @@ class ImageVerifier:
         self._stated_platforms: list[tuple[Digest, Platform]] = []
         self._configs: dict[Digest, Config] = {}
         self._diff_ids: dict[Digest, Digest] = {}
-        self._layers_done: set[Digest] = set()
+        self._layers_done: dict[Digest, bool] = {}
         self._claim(root, "document", MANIFEST_BYTES)
 
     @property
@@ -198,7 +209,7 @@ class ImageVerifier:
             not (self.documents_wanted or self.configs_wanted) and descriptor in self.layers_wanted
         )
         diff_id = self._diff_ids[descriptor.digest]
-        return LayerCheck(descriptor, diff_id, self._limits, self._layers_done.add)
+        return LayerCheck(descriptor, diff_id, self._limits, self._layers_done.__setitem__)
 
     def verified(self, source: BlobSource) -> VerifiedImage:
         """The image, once nothing is wanted any more; ``source`` is where its blobs were read."""
@@ -212,12 +223,11 @@ class ImageVerifier:
             blobs_needed=tuple(d for d, role in known.values() if role != "document"),
             source=source,
             platforms=tuple(dict.fromkeys(str(p) for p in self._real_platforms().values())),
+            attributes=any(self._layers_done.values()),
             key=_KEY,
         )
 
-    def _of_role(
-        self, role: str, done: "Mapping[Digest, object] | set[Digest]"
-    ) -> tuple[Descriptor, ...]:
+    def _of_role(self, role: str, done: Mapping[Digest, object]) -> tuple[Descriptor, ...]:
         known = self._known.values()
         return tuple(d for d, its_role in known if its_role == role and d.digest not in done)
 
@@ -300,7 +310,7 @@ class LayerCheck:
         descriptor: Descriptor,
         diff_id: Digest,
         limits: Limits,
-        done: Callable[[Digest], None],
+        done: Callable[[Digest, bool], None],
     ) -> None:
         self._descriptor = descriptor
         self._diff_id = diff_id
@@ -337,7 +347,7 @@ class LayerCheck:
             self._inflater.finish()
         self._headers.finish()
         check_digest(self._diff_id, self._plain_hash.hexdigest(), "diff-id")
-        self._done(self._descriptor.digest)
+        self._done(self._descriptor.digest, self._headers.attributes)
 
     def _take_plain(self, plain: bytes) -> None:
         self._plain_size += len(plain)

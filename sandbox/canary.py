@@ -29,6 +29,7 @@ class Observation:
     log: str
     is_gvisor_file: str
     interfaces: tuple[str, ...]
+    images: frozenset[str]
     uid: int
 
     @classmethod
@@ -49,10 +50,17 @@ class Observation:
                 log=text(found, "log"),
                 is_gvisor_file=text(found, "gvisor"),
                 interfaces=_interfaces(text(found, "net_dev")),
+                images=_images(text(found, "mounts")),
                 uid=int(uid),
             )
         except ValueError as error:
             raise IsolationMismatch(f"the sandbox's canary is not sound: {error}") from None
+
+
+def _images(mounts: str) -> frozenset[str]:
+    """Where an EROFS image is mounted, by proc_pid_mounts(5)."""
+    rows = (line.split(" ") for line in mounts.splitlines())
+    return frozenset(row[1] for row in rows if row[2:3] == ["erofs"])
 
 
 def _interfaces(net_dev: str) -> tuple[str, ...]:

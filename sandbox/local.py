@@ -8,11 +8,11 @@ initial user namespace. docs/adr/0003 compares that with a mapped range.
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from sandbox import diagnostics, oci, place, processes, runsc
 from sandbox.canary import Observation, judge
 from sandbox.cgroups import Group
 from sandbox.errors import IsolationMismatch, IsolationUnavailable, SandboxFailed
-from sandbox.model import CONTEXT_NAME, Ending, Evidence, Outcome, Place, SandboxSpec, Usage
+from sandbox.model import OUTLET_SOCKET, Ending, Evidence, Outcome, Place, SandboxSpec, Usage
+from sandbox.outlet import Outlet
 from sandbox.place import LocalPlace
 from sandbox.report import CANARY_BYTES, ExitReport, OutputSplitter, ReportInvalid, parse_exit
 
@@ -62,12 +63,19 @@ class LocalBackend:
     def reserve(self, build_id: str) -> LocalPlace:
         return place.reserve(self._sandboxes, build_id, self._uids)
 
+    def mounts_images(self) -> bool:
+        return runsc.find(self._runsc_name).mounts_erofs
+
     def launch(
-        self, place: Place, spec: SandboxSpec, log: Callable[[bytes], None]
+        self,
+        place: Place,
+        spec: SandboxSpec,
+        log: Callable[[bytes], None],
+        collect: Callable[[memoryview], None] | None = None,
     ) -> "LocalSandbox":
         assert isinstance(place, LocalPlace), "from this backend's reserve"
         self.require(spec.isolation)
-        return LocalSandbox(runsc.find(self._runsc_name), place, spec, log)
+        return LocalSandbox(runsc.find(self._runsc_name), place, spec, log, collect)
 
 
 class LocalSandbox:
@@ -79,6 +87,7 @@ class LocalSandbox:
         place: LocalPlace,
         spec: SandboxSpec,
         log: Callable[[bytes], None],
+        collect: Callable[[memoryview], None] | None,
     ) -> None:
         self._place = place
         self._spec = spec
@@ -91,6 +100,7 @@ class LocalSandbox:
         self._over = threading.Event()
         self._started = time.monotonic()
         _write_place(place, spec, self._nonce)
+        self._outlet = _outlet(place, spec, collect)
         self._group = Group.make(place.name, spec.limits, announce=place.record_group)
         self._process = self._start(runtime)
         try:
@@ -148,8 +158,11 @@ class LocalSandbox:
         return received[line.end() :], line[1]
 
     def _judge(self, runtime: runsc.Runsc, line: bytes) -> Evidence:
+        observation = Observation.parse(line, self._nonce)
+        if missing := set(self._spec.images) - observation.images:
+            raise SandboxFailed(f"{runtime.path} did not mount an image at {min(missing)}")
         return judge(
-            Observation.parse(line, self._nonce),
+            observation,
             processes.host_view(self._process.pid, runtime.path),
             uid=self._spec.plan.uid,
             host_release=os.uname().release,
@@ -158,13 +171,8 @@ class LocalSandbox:
         )
 
     def _release(self) -> None:
-        if self._spec.context is not None:
-            inside = self._place.door / CONTEXT_NAME
-            try:
-                os.link(self._spec.context, inside)
-            except OSError:  # another file system
-                shutil.copyfile(self._spec.context, inside)
-            self._place.give(inside, 0o440)
+        for name, path in self._spec.inputs.items():
+            self._place.hand_in(path, self._place.door / name)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"release {self._nonce}\n".encode())
@@ -261,6 +269,8 @@ class LocalSandbox:
         self._close()
         if self._error is not None:
             raise self._error
+        if self._outlet is not None and ending is Ending.EXITED and report.status == 0:
+            self._outlet.require_whole()
         return Outcome(
             ending=ending,
             status=report.status,
@@ -296,8 +306,24 @@ class LocalSandbox:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+        if self._outlet is not None:
+            self._outlet.close()
         if self._group is not None:
             self._group.remove()
+
+
+def _outlet(
+    place: LocalPlace, spec: SandboxSpec, collect: Callable[[memoryview], None] | None
+) -> Outlet | None:
+    if collect is None:
+        return None
+    return Outlet(
+        place.door,
+        OUTLET_SOCKET,
+        collect,
+        peer_uid=place.peer_uid,
+        most_bytes=spec.limits.disk_bytes,
+    )
 
 
 def _write_place(place: LocalPlace, spec: SandboxSpec, nonce: str) -> None:
@@ -307,10 +333,17 @@ def _write_place(place: LocalPlace, spec: SandboxSpec, nonce: str) -> None:
             "the sandbox's first process is not part of this installation",
             advice="Install the wheel (pip install .): building it compiles sandbox/guest/init.c.",
         )
+    # Newer runsc takes no path with a link in it.
+    spec = replace(spec, root=spec.root.resolve())
+    images = {}
+    for number, (inside, image) in enumerate(spec.images.items()):
+        images[inside] = str(place.images / str(number))
+        place.hand_in(image, place.images / str(number))
+    config = oci.config_json(spec, str(place.guest), images)
     written = [
         (place.guest / "init", init.read_bytes(), 0o550),
         (place.guest / "plan", oci.plan(spec, nonce), 0o440),
-        (place.bundle / "config.json", oci.config_json(spec, str(place.guest)), 0o440),
+        (place.bundle / "config.json", config, 0o440),
     ]
     written += [
         (place.guest / "config" / name, data, 0o440) for name, data in spec.plan.files.items()

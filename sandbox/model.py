@@ -1,18 +1,16 @@
 """What is launched, and what came of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from builder.model import RUNNER, BuildPlan
+from builder.model import BuildPlan
 from policies.model import Isolation, Limits
 
-DOOR = f"{RUNNER}/door"
-"""Inside every sandbox: the gateway's socket, and the context once it was released."""
 GATEWAY_SOCKET = "gateway.sock"
-CONTEXT_NAME = "context.tar"
+OUTLET_SOCKET = "outlet.sock"
 GATEWAY_PORT = 5000
 """On the sandbox's own loopback, where the first process forwards to the gateway's socket."""
 
@@ -23,14 +21,18 @@ class SandboxSpec:
 
     Attributes:
         root: The builder's root filesystem, already verified.
-        context: The snapshot, released when the canary was accepted; None for none.
+        inputs: Files of the host by their names below DOOR, there once the canary was accepted.
+        images: EROFS images of the host by where they are mounted, read-only.
+        gateway: Whether a gateway listens in the place.
     """
 
     isolation: Isolation
     limits: Limits
     plan: BuildPlan
     root: Path
-    context: Path | None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    images: Mapping[str, Path] = field(default_factory=dict)
+    gateway: bool = True
 
 
 class Ending(StrEnum):
@@ -150,13 +152,23 @@ class Backend(Protocol):
     def reserve(self, build_id: str) -> Place:
         """A place for one sandbox. Raises SandboxFailed where none can be had."""
 
-    def launch(self, place: Place, spec: SandboxSpec, log: Callable[[bytes], None]) -> Sandbox:
+    def mounts_images(self) -> bool:
+        """Whether its sandboxes can mount the ``images`` of a spec."""
+
+    def launch(
+        self,
+        place: Place,
+        spec: SandboxSpec,
+        log: Callable[[bytes], None],
+        collect: Callable[[memoryview], None] | None = None,
+    ) -> Sandbox:
         """Starts the sandbox, accepts its canary, and releases the context.
 
         Args:
             place: From ``reserve`` of this backend, used once.
             spec: What to start.
             log: Gets the build's raw output in pieces, from another thread.
+            collect: Gets the plan's ``output``, at most the limits' ``disk_bytes`` of it, likewise.
 
         Raises:
             IsolationMismatch: It is not what was asked for; it is gone again.

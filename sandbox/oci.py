@@ -1,23 +1,30 @@
 """Renders a SandboxSpec as the ``config.json`` of the OCI runtime specification 1.0. Pure."""
 
 import json
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from builder.model import RUNNER
-from sandbox.model import DOOR, GATEWAY_PORT, GATEWAY_SOCKET, SandboxSpec
+from builder.model import DOOR, RUNNER
+from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, OUTLET_SOCKET, SandboxSpec
 
 FILES_LIMIT = 1_048_576
 """buildah sets RLIMIT_NOFILE to this and fails where it may not."""
 
 
-def config_json(spec: SandboxSpec, guest: str) -> bytes:
+def config_json(spec: SandboxSpec, guest: str, images: Mapping[str, str]) -> bytes:
     """``config`` as the file that the runtime reads."""
-    return json.dumps(config(spec, guest), indent=1).encode()
+    return json.dumps(config(spec, guest, images), indent=1).encode()
 
 
-def config(spec: SandboxSpec, guest: str) -> dict[str, Any]:
-    """The runtime's configuration; ``guest`` is the host directory that appears at RUNNER."""
+def config(spec: SandboxSpec, guest: str, images: Mapping[str, str]) -> dict[str, Any]:
+    """The runtime's configuration.
+
+    Args:
+        spec: What to render.
+        guest: The host directory that appears at RUNNER.
+        images: Where each of the spec's images stands for this sandbox, by mount point.
+    """
     names = [f"CAP_{name}" for name in spec.plan.capabilities]
     return {
         "ociVersion": "1.0.2",
@@ -35,7 +42,7 @@ def config(spec: SandboxSpec, guest: str) -> dict[str, Any]:
                 for kind in ("RLIMIT_NOFILE", "RLIMIT_NPROC")
             ],
         },
-        "mounts": _mounts(spec, guest),
+        "mounts": _mounts(spec, guest, images),
         "linux": {
             "namespaces": [
                 {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")
@@ -44,7 +51,7 @@ def config(spec: SandboxSpec, guest: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mounts(spec: SandboxSpec, guest: str) -> list[dict[str, Any]]:
+def _mounts(spec: SandboxSpec, guest: str, images: Mapping[str, str]) -> list[dict[str, Any]]:
     mounts = [
         _mount("/proc", "proc"),
         _mount("/dev", "tmpfs", "nosuid"),
@@ -60,6 +67,10 @@ def _mounts(spec: SandboxSpec, guest: str) -> list[dict[str, Any]]:
         )
         for path in sorted(spec.plan.writable)
     ]  # fmt: skip
+    mounts += [
+        {"destination": path, "type": "erofs", "source": source, "options": ["ro", "nodev"]}
+        for path, source in sorted(images.items())
+    ]
     # A single bind: each one is a connection to the gofer and costs start-up time.
     bind = {"type": "bind", "source": guest, "options": ["bind", "ro", "nosuid", "nodev"]}
     return [*mounts, {"destination": RUNNER, **bind}]
@@ -75,9 +86,13 @@ def plan(spec: SandboxSpec, nonce: str) -> bytes:
     Raises:
         ValueError: A string holds a NUL.
     """
-    strings = ["1", nonce, str(GATEWAY_PORT), f"{DOOR}/{GATEWAY_SOCKET}", spec.plan.claim]
-    strings.append(str(len(spec.plan.commands)))
-    for command in spec.plan.commands:
+    port = GATEWAY_PORT if spec.gateway else 0  # no door
+    strings = ["1", nonce, str(port), f"{DOOR}/{GATEWAY_SOCKET}", spec.plan.claim]
+    commands = spec.plan.commands
+    if spec.plan.output is not None:
+        commands += ((f"{RUNNER}/init", "send", spec.plan.output, f"{DOOR}/{OUTLET_SOCKET}"),)
+    strings.append(str(len(commands)))
+    for command in commands:
         strings += [str(len(command)), *command]
     if any("\0" in string for string in strings):
         raise ValueError("a command holds a NUL")

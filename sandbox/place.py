@@ -7,6 +7,7 @@
         cgroup      which group is its own
         guest/      appears read-only as /run/runner inside
             init  plan  config/  door/
+        images/     file-system images that it mounts
         bundle/     config.json
         runsc/      runsc's own state
 """
@@ -46,6 +47,10 @@ class LocalPlace:
         return self.guest / "door"
 
     @property
+    def images(self) -> Path:
+        return self.directory / "images"
+
+    @property
     def bundle(self) -> Path:
         return self.directory / "bundle"
 
@@ -64,6 +69,20 @@ class LocalPlace:
             path.chmod(mode)
         else:
             path.chmod(mode & 0o700)  # the group is the user's, with others in it
+
+    def hand_in(self, path: Path, inside: Path) -> None:
+        """Gives the sandbox ``path`` as ``inside``, without copying it where that is possible."""
+        for directory in reversed(inside.relative_to(self.directory).parents):
+            if not (made := self.directory / directory).exists():
+                made.mkdir()
+                self.give(made, 0o750)
+        try:
+            os.link(path, inside)
+        except OSError:  # another file system
+            shutil.copyfile(path, inside)
+        # What everybody can read may be shared with other sandboxes: it stays as it is.
+        if not inside.stat().st_mode & 0o004:
+            self.give(inside, 0o440)
 
     def release(self) -> None:
         if self._released:
@@ -86,7 +105,7 @@ def reserve(sandboxes: Path, name: str, uids: range) -> LocalPlace:
     Raises:
         SandboxFailed: It exists already, or every uid is taken.
     """
-    directory = sandboxes / name
+    directory = sandboxes.resolve() / name
     as_root = os.geteuid() == 0
     uid_lock, uid = _reserve_uid(uids) if as_root else (None, os.geteuid())
     try:
@@ -96,6 +115,7 @@ def reserve(sandboxes: Path, name: str, uids: range) -> LocalPlace:
             (place.guest, 0o750),
             (place.guest / "config", 0o750),
             (place.door, 0o750),
+            (place.images, 0o750),
             (place.bundle, 0o750),
             (place.runsc_state, 0o700),
         ):

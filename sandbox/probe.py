@@ -145,5 +145,4 @@ def _smoke_spec(root: Path) -> SandboxSpec:
             claim="/run/claim",
         ),
         root=root,
-        context=None,
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 CANARY_BYTES = 64 << 10
 EXIT_BYTES = 2 << 10
+COMMANDS = 64
+"""In one plan, as ``init.c`` has it."""
 _WORD = re.compile(rb"([a-z_]+)=([A-Za-z0-9]*)")
 _EXIT_MARK = b"\nrunner-exit 1 nonce="
 
@@ -59,7 +61,11 @@ def parse_exit(line: bytes, nonce: str) -> ExitReport:
         command, status = int(found["command"]), int(found["status"])
     except (KeyError, ValueError):
         raise ReportInvalid("no usable exit status") from None
-    if found.get("nonce") != nonce.encode() or not 0 <= status <= 255 or not 0 <= command <= 16:  # noqa: PLR2004 - exit statuses, and COMMANDS of init.c
+    if (
+        found.get("nonce") != nonce.encode()
+        or not 0 <= status <= 255  # noqa: PLR2004 - exit statuses
+        or not 0 <= command <= COMMANDS
+    ):
         raise ReportInvalid("exit report of another sandbox")
     return ExitReport(command, status, text(found, "claim").strip()[:256] or None)
 

@@ -11,6 +11,8 @@ from sandbox.errors import IsolationUnavailable
 
 OLDEST = 20240729
 """Release of the oldest runsc that the sandbox was measured with (Debian 12 backports)."""
+_MOUNTS_EROFS = 20260126
+"""First release with it (gVisor's commit cff6d213c)."""
 _INSTALL = (
     "Install runsc: deploy/debian/install-host-tools.sh, or see gvisor.dev for other systems."
 )
@@ -23,6 +25,12 @@ class Runsc:
 
     path: Path
     version: str
+    release: int
+
+    @property
+    def mounts_erofs(self) -> bool:
+        """Whether a mount of type erofs works; older ones show an empty directory instead."""
+        return self.release >= _MOUNTS_EROFS
 
 
 def find(name: str) -> Runsc:
@@ -49,7 +57,7 @@ def find(name: str) -> Runsc:
         raise IsolationUnavailable(
             f"{path} is of {release[1]}; runsc {OLDEST} or newer is needed", advice=_INSTALL
         )
-    return Runsc(path, version)
+    return Runsc(path, version, int(release[1]))
 
 
 @functools.lru_cache(maxsize=4)

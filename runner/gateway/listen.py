@@ -7,7 +7,6 @@ it is a stranger's, and strangers have little time and few places.
 import base64
 import contextlib
 import hashlib
-import os
 import socket
 import ssl
 import threading
@@ -28,6 +27,7 @@ from runner.gateway.http import (
     Welcome,
     login_of,
 )
+from sandbox import sockets
 
 Failed = Callable[[Exception], None]
 Secured = Callable[[socket.socket], AbstractContextManager[socket.socket]]
@@ -68,26 +68,8 @@ class UnixDoor:
         return Server(self.listen(), handler, peer_uid=self.peer_uid, failed=failed)
 
     def listen(self) -> socket.socket:
-        """A listening socket that only ``peer_uid`` can connect to.
-
-        Bound through a descriptor of the directory: a Unix address holds 108 bytes, and the
-        path of a state directory may be longer.
-        """
-        directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(f"/proc/self/fd/{directory}/{self.socket_name}")
-            path = self.directory / self.socket_name
-            if os.geteuid() != self.peer_uid:
-                os.chown(path, self.peer_uid, self.peer_uid)
-            path.chmod(0o600)
-            listener.listen(128)
-        except OSError:
-            listener.close()
-            raise
-        finally:
-            os.close(directory)
-        return listener
+        """A listening socket that only ``peer_uid`` can connect to."""
+        return sockets.listen(self.directory, self.socket_name, peer_uid=self.peer_uid)
 
 
 def tcp(host: str, port: int) -> socket.socket:

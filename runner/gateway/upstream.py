@@ -196,6 +196,21 @@ class Upstream:
                 failure = error
         raise failure
 
+    def fetch(self, image: ImageReference, blob: Descriptor) -> None:
+        """Makes sure that the repository of ``image`` itself delivered the blob, and keeps it.
+
+        Raises:
+            FileNotFoundError: The image was not resolved, or does not reference it.
+            RegistryError: The registry does not give it.
+        """
+        if (image, blob.size) not in self._reachable.bases_of(blob.digest):
+            raise FileNotFoundError(blob.digest)
+        self._opened(image, blob.digest, blob.size).close()
+
+    def path(self, digest: Digest) -> Path:
+        """File of a blob that was fetched."""
+        return self._held.path(digest)
+
     def _opened(self, image: ImageReference, digest: Digest, size: int) -> BinaryIO:
         asked = self._asked(image)
         if not self._take(asked, digest, size):

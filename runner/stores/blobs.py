@@ -259,7 +259,11 @@ class Held:
             return None
 
     def open(self, digest: Digest) -> BinaryIO:
-        return (self._directory / digest.hex).open("rb")
+        return self.path(digest).open("rb")
+
+    def path(self, digest: Digest) -> Path:
+        """The blob's name here, which stays."""
+        return self._directory / digest.hex
 
 
 def _release(lock: Lock, directory: Path) -> None:

@@ -14,6 +14,8 @@
  *
  * When stdin ends, whoever started the sandbox is gone: so are we.
  *
+ * As `init send FILE SOCKET` it is one of those commands: it hands a file out.
+ *
  * Lines to the host: words separated by one space, values in hex, so that no
  * byte from in here can be taken for a separator. The host checks every one.
  */
@@ -40,7 +42,7 @@
 enum {
     FAILED = 125,              /* our own trouble, as in `docker run` */
     PLAN_BYTES = 1 << 20,
-    COMMANDS = 16,
+    COMMANDS = 64,
     SHOWN_BYTES = 4096,        /* of each file or log shown by the canary */
     CLAIM_BYTES = 256,
     /* System calls are what gVisor charges for: few and large. socat's 8 KiB
@@ -200,6 +202,7 @@ static void show_canary(const char *nonce)
     add_file("proc_version", "/proc/version", SHOWN_BYTES);
     add_file("gvisor", "/proc/gvisor/kernel_is_gvisor", 16);
     add_names("interfaces", "/sys/class/net");
+    add_file("mounts", "/proc/self/mounts", SHOWN_BYTES);
     add_file("net_dev", "/proc/net/dev", SHOWN_BYTES);
     send_line();
 }
@@ -395,12 +398,49 @@ static void kill_the_rest(void)
     }
 }
 
+/* ---- handing out a file ---------------------------------------------------- */
+
+static int send_file(const char *path, const char *socket_path)
+{
+    char *buffer = malloc(FORWARD_BYTES);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int host = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ssize_t got = 0;
+
+    if (strlen(socket_path) >= sizeof gateway.sun_path) {
+        errno = ENAMETOOLONG;
+        die(socket_path);
+    }
+    strcpy(gateway.sun_path, socket_path);
+    if (buffer == NULL || file < 0)
+        die(path);
+    if (host < 0 || connect(host, (struct sockaddr *)&gateway, sizeof gateway) != 0)
+        die(socket_path);
+    while ((got = read(file, buffer, FORWARD_BYTES)) > 0) {
+        ssize_t sent = 0;
+        while (sent < got) {
+            ssize_t n = send(host, buffer + sent, (size_t)(got - sent), MSG_NOSIGNAL);
+            if (n < 0)
+                die(socket_path);
+            sent += n;
+        }
+    }
+    if (got < 0)
+        die(path);
+    /* Only who has everything closes first: what is half sent is not taken for whole. */
+    if (shutdown(host, SHUT_WR) != 0 || read(host, buffer, 1) != 0)
+        die(socket_path);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     char **commands[COMMANDS];
     long index, count;
     int status = 0;
 
+    if (argc == 4 && strcmp(argv[1], "send") == 0)
+        return send_file(argv[2], argv[3]);
     if (argc != 2) {
         errno = EINVAL;
         die("usage: init PLAN");

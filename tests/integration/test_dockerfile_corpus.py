@@ -24,7 +24,7 @@ import pytest
 
 from builder.buildah import Buildah
 from builder.errors import DockerfileInvalid, StageUnknown
-from builder.model import CONFIG, CONTEXT_TAR, WORKSPACE, BuildInput, BuildPlan
+from builder.model import CONFIG, CONTEXT_NAME, CONTEXT_TAR, WORKSPACE, BuildInput, BuildPlan
 from policies.facts import DockerfileFacts
 from policies.model import Isolation, Limits
 from policies.reference import DOCKER_HUB, ImageReference
@@ -276,7 +276,7 @@ def build_all(
         limits=Limits(wall_seconds=300),
         plan=plan,
         root=RootfsStore(builders).verified("buildah").root,
-        context=context,
+        inputs={CONTEXT_NAME: context},
     )
     output = bytearray()
     person.home.sandboxes.mkdir(parents=True, exist_ok=True)

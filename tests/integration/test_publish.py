@@ -72,6 +72,7 @@ def image_of(layers: int = 6) -> VerifiedImage:
         ),
         source=Memory(config, *blobs),
         platforms=("linux/amd64",),
+        attributes=False,
         key=verify._KEY,
     )
 

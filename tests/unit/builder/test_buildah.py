@@ -2,15 +2,26 @@
 
 import base64
 import json
+import sqlite3
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builder import blobcache
 from builder.buildah import BUILDER_CAPABILITIES, RUN_CAPABILITIES, Buildah
-from builder.model import CONFIG, WORKSPACE, BuildInput
+from builder.model import (
+    CONFIG,
+    MOST_BASES,
+    WORKSPACE,
+    BaseLayer,
+    BuildInput,
+    UnpackedBase,
+)
+from sandbox.report import COMMANDS
 
 TOKEN = "only-for-this-session"
 INPUT = BuildInput(
@@ -28,7 +39,7 @@ INPUT = BuildInput(
 BUILD = (
     "buildah", "build", "--isolation=oci", "--network=host", "--format=oci",
     f"--signature-policy={CONFIG}/policy.json", "--short-name-alias-conf=/run/short-names.conf",
-    "--tls-verify=false", "--platform=linux/amd64",
+    "--tls-verify=false", "--pull=missing", "--platform=linux/amd64",
     f"--file={CONFIG}/Dockerfile", f"--ignorefile={CONFIG}/ignore",
     "--tag=127.0.0.1:5000/build:latest",
 )  # fmt: skip
@@ -145,3 +156,66 @@ def test_storage_and_signature_files_are_sound() -> None:
 
 def test_the_recipe_has_a_mount_point_for_every_writable_place() -> None:
     assert set(Buildah().plan(INPUT).writable) <= set(Buildah.recipe.directories)
+
+
+# -- base images that are there already ----------------------------------------------------------
+
+LAYER = BaseLayer("sha256:" + "a" * 64, "sha256:" + "b" * 64, "gzip")
+MOUNTED = UnpackedBase(
+    config="sha256:" + "c" * 64, names=("a.b/c:1", "d.e/f:2"), at="/store/base-0", packed=None,
+    layers=(LAYER,),
+)  # fmt: skip
+COPIED = replace(MOUNTED, at="/store/base-1", packed="/door/base-1.erofs", names=("a.b/d:1",))
+
+
+def test_a_base_image_gets_the_names_that_the_dockerfile_uses() -> None:
+    plan = Buildah().plan(replace(INPUT, bases=(MOUNTED,)))
+    cache, tag = plan.commands[1:-2]
+    assert cache == (
+        "tar", "--extract", f"--file={CONFIG}/cache.tar", "--directory=/var/lib/containers",
+    )  # fmt: skip
+    assert tag == ("buildah", "tag", "c" * 64, "a.b/c:1", "d.e/f:2")
+    assert plan.commands[plan.build_command][:2] == ("buildah", "build")
+    storage = tomllib.loads(plan.files["storage.conf"].decode())
+    assert storage["storage"]["options"]["additionalimagestores"] == ["/store/base-0"]
+
+
+def test_what_cannot_be_mounted_is_copied_before_anything_uses_it() -> None:
+    plan = Buildah().plan(replace(INPUT, bases=(MOUNTED, COPIED)))
+    copy = ("fsck.erofs", "-d0", "--xattrs", "--extract=/store/base-1", "/door/base-1.erofs")
+    first_use = next(n for n, command in enumerate(plan.commands) if command[0] == "buildah")
+    assert plan.commands.index(copy) < first_use
+
+
+def test_without_base_images_there_is_no_cache() -> None:
+    plan = Buildah().plan(INPUT)
+    assert "cache.tar" not in plan.files
+    assert len(plan.commands) == 3
+
+
+def test_the_most_base_images_fit_into_one_plan() -> None:
+    bases = tuple(replace(COPIED, at=Buildah().base_at(n)) for n in range(MOST_BASES))
+    assert len(Buildah().plan(replace(INPUT, bases=bases)).commands) < COMMANDS
+
+
+def test_the_cache_pairs_each_layer_with_its_compressed_form(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    path.write_bytes(blobcache.database([LAYER, replace(LAYER, compression="")]))
+    with sqlite3.connect(path) as connection:
+        pairs = set(connection.execute("SELECT * FROM DigestUncompressedPairs"))
+        compressors = dict(connection.execute("SELECT * FROM DigestCompressors"))
+    connection.close()
+    assert pairs == {(LAYER.digest, LAYER.diff_id), (LAYER.diff_id, LAYER.diff_id)}
+    assert compressors == {LAYER.digest: "uncompressed", LAYER.diff_id: "uncompressed"}
+
+
+def test_unpacking_pulls_packs_and_hands_out() -> None:
+    plan = Buildah().unpack("linux/amd64")
+    pull, pack = plan.commands
+    assert pull[:2] == ("buildah", "pull")
+    assert pull[-2:] == (
+        "--platform=linux/amd64",
+        "oci:/run/runner/door/layout:runner.invalid/base:unpacked",
+    )
+    assert pack[-2:] == (plan.output, "/var/lib/containers/storage")
+    assert b"auth.json" not in b"".join(name.encode() for name in plan.files)

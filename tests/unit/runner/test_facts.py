@@ -14,9 +14,10 @@ from policies.facts import BaseFacts, BuildFacts, DockerfileFacts, Stage
 from policies.loader import shipped
 from policies.model import Isolation, Limits
 from policies.reference import Digest, ImageReference
+from runner.bases import read_bases
 from runner.context import snapshot
 from runner.errors import BuilderUnknown, IsolationUnavailable, UsageError
-from runner.facts import build_facts, named_parts, offered, read_bases, survey
+from runner.facts import build_facts, named_parts, offered, survey
 from runner.gateway.reachable import ReachableSet
 from runner.gateway.upstream import Upstream
 from runner.registry.auth import Anonymous

@@ -56,6 +56,7 @@ def image_of(*children: bytes) -> VerifiedImage:
         blobs_needed=tuple(Descriptor("x/y", Digest.of(b), len(b)) for b in BLOBS),
         source=Blobs(),
         platforms=(),
+        attributes=False,
         key=verify._KEY,
     )
 

@@ -333,7 +333,7 @@ def test_no_one_else_makes_a_verified_image() -> None:
     image = check(make_image())
     parts = (image.root, image.documents, image.media_types, image.blobs_needed, image.source)
     with pytest.raises(TypeError, match="only"):
-        VerifiedImage(*parts, platforms=image.platforms)
+        VerifiedImage(*parts, platforms=image.platforms, attributes=False)
     with pytest.raises(TypeError, match="only"):
         replace(image, root=Descriptor(OCI_MANIFEST, Digest(OTHER), 1), key=None)
     with pytest.raises(TypeError):

@@ -24,5 +24,4 @@ def spec() -> SandboxSpec:
         limits=Limits(disk_bytes=4096),
         plan=plan,
         root=Path("/store/root"),
-        context=None,
     )

@@ -16,6 +16,7 @@ SEEN = Observation(
     log="<6>[    0.000000] Starting gVisor...\n<6>[    0.1] Committing treasure map...",
     is_gvisor_file="",
     interfaces=("lo",),
+    images=frozenset(),
     uid=0,
 )
 SANDBOX = HostProcess(
@@ -103,6 +104,7 @@ FIELDS = {
     "log": b"Starting gVisor...\n".hex(),
     "gvisor": "",
     "ids": b"7:7:7".hex(),
+    "mounts": b"none / 9p ro 0 0\nnone /base erofs ro 0 0\n".hex(),
     "net_dev": b"Inter-| Receive\n face |bytes\n    lo: 0 0\n  eth0: 1\n".hex(),
 }
 
@@ -116,6 +118,7 @@ def test_a_sound_line_is_read() -> None:
     seen = Observation.parse(line(), "n")
     assert (seen.release, seen.version, seen.uid) == ("4.4.0", "#1", 7)
     assert seen.interfaces == ("lo", "eth0")
+    assert seen.images == {"/base"}
 
 
 def test_what_is_read_is_bounded() -> None:

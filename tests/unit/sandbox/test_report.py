@@ -104,7 +104,7 @@ def test_a_sound_report_is_read() -> None:
         (b"status=3", b"status="),
         (b"status=3", b"status=" + b"9" * 5000),
         (b"status=3 ", b""),
-        (b"command=1", b"command=17"),
+        (b"command=1", b"command=65"),
         (b"command=1", b"command=x"),
         (b"command=1", b"command=1 command=1"),
         (b"claim=", b"claim=0"),

@@ -15,11 +15,21 @@ def fake(directory: Path, script: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "version", ["release-20240729.0", "release-20260810.0", "0.0~20240729.0-5~bpo12+1"]
+    ("version", "release"),
+    [
+        ("release-20240729.0", 20240729),
+        ("release-20260810.0", 20260810),
+        ("0.0~20240729.0-5~bpo12+1", 20240729),
+    ],
 )
-def test_a_usable_release_is_found(tmp_path: Path, version: str) -> None:
+def test_a_usable_release_is_found(tmp_path: Path, version: str, release: int) -> None:
     name = fake(tmp_path, f"echo runsc version {version}; echo spec: 1.1.0")
-    assert runsc.find(name) == Runsc(Path(name), version)
+    assert runsc.find(name) == Runsc(Path(name), version, release)
+
+
+def test_images_are_mounted_from_the_release_on_that_can() -> None:
+    assert not Runsc(Path("r"), "v", 20260125).mounts_erofs
+    assert Runsc(Path("r"), "v", 20260126).mounts_erofs
 
 
 def test_a_name_is_looked_for_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +85,7 @@ def test_nothing_of_our_environment_reaches_runsc(
 
 
 def test_the_command_closes_every_door_but_the_socket(tmp_path: Path) -> None:
-    words = runsc.command(Runsc(Path("/bin/runsc"), "v"), tmp_path, "run", "id")
+    words = runsc.command(Runsc(Path("/bin/runsc"), "v", 1), tmp_path, "run", "id")
     assert words[0] == "/bin/runsc"
     assert words[-2:] == ["run", "id"]
     assert {"--rootless", "--network=none", "--host-uds=open", "--overlay2=none"} <= set(words)

@@ -1,0 +1,327 @@
+"""Base images before the build: fetched, checked, and unpacked once, in a sandbox of their own.
+
+Every image that this gives to a build was resolved by the build's own session, and its repository
+has delivered each blob of it: who knows a private image's digest alone gets nothing. An image that
+cannot be unpacked before is pulled by the build itself, through the gateway.
+"""
+
+import contextlib
+import io
+import json
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from builder.model import (
+    DOOR,
+    LAYOUT_IMAGE,
+    LAYOUT_NAME,
+    MOST_BASES,
+    BaseLayer,
+    Builder,
+    UnpackedBase,
+)
+from policies.model import Decision
+from policies.reference import Digest, ImageReference
+from runner import outcome
+from runner.bases import BaseParts, parts, read_config
+from runner.cancel import Cancellation
+from runner.errors import (
+    BaseImageInvalid,
+    BuildFailed,
+    LimitExceeded,
+    RunnerError,
+    SandboxFailed,
+    VerificationFailed,
+)
+from runner.gateway.upstream import Upstream
+from runner.journal import Journal
+from runner.registry.image import LAYER_TYPES, Platform
+from runner.request import Provided
+from runner.stores.blobs import BlobSource
+from runner.stores.rootfs import Installed
+from runner.stores.unpacked import Identity, Unpacked, UnpackedStore
+from runner.verify import StagedImage, verify
+from sandbox.model import Backend, SandboxSpec
+
+FETCHED_AT_A_TIME = 3
+_OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bases:
+    """What a build is given.
+
+    Attributes:
+        bases: For the builder.
+        images: For the sandbox to mount, by where.
+        inputs: For the sandbox to have, by name.
+        provided: How each image comes.
+    """
+
+    bases: tuple[UnpackedBase, ...] = ()
+    images: Mapping[str, Path]
+    inputs: Mapping[str, Path]
+    provided: Mapping[ImageReference, Provided]
+
+
+class Unpacking:
+    """Base images for one build, or for nobody yet."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        backend: Backend,
+        builder: Builder,
+        root: Installed,
+        decision: Decision,
+        platform: str,
+        store: UnpackedStore,
+        upstream: Upstream,
+        journal: Journal,
+        cancellation: Cancellation,
+    ) -> None:
+        """``name`` is the build's; its sandboxes are called after it."""
+        self._name = name
+        self._backend = backend
+        self._builder = builder
+        self._root = root
+        self._decision = decision
+        self._platform = platform
+        self._store = store
+        self._upstream = upstream
+        self._journal = journal
+        self._cancellation = cancellation
+        self._held = store.hold()
+        self._sandboxes = 0
+
+    def release(self) -> None:
+        """Lets go of the images. May be called twice."""
+        self._held.release()
+
+    def fetch(self, images: Iterable[ImageReference]) -> None:
+        """Every blob of ``images``, all resolved by now, each from the image's own repository.
+
+        Raises:
+            RegistryError: It does not give one.
+        """
+        for image in images:
+            base = self._only_part(image)
+            if base is not None:
+                fetch = partial(self._upstream.fetch, base.image)
+                _side_by_side([partial(fetch, blob) for blob in base.blobs], FETCHED_AT_A_TIME)
+
+    def provide(self, images: Iterable[ImageReference]) -> Bases:
+        """Every one of ``images``, all fetched by now, that can be had unpacked.
+
+        Raises:
+            BaseImageInvalid: One is not a sound image.
+            RunnerError: A sandbox is not what it should be, or the build was cancelled.
+        """
+        names: dict[Digest, list[ImageReference]] = {}
+        found: dict[Digest, tuple[BaseParts, Unpacked]] = {}
+        provided: dict[ImageReference, Provided] = {}
+        for image in images:
+            provided[image] = Provided.PULLED
+            base = self._only_part(image)
+            if base is None:
+                continue
+            key = base.root.digest
+            if key not in found and len(found) < MOST_BASES:
+                unpacked = self._unpacked(image, base)
+                if unpacked is not None:
+                    found[key] = base, unpacked
+            if key in found:
+                names.setdefault(key, []).append(image)
+        bases, mounted, inputs = [], {}, {}
+        for number, (key, (base, unpacked)) in enumerate(found.items()):
+            at = self._builder.base_at(number)
+            path = self._held.path(unpacked.packed)
+            how = self._how(unpacked)
+            packed = f"base-{number}.erofs"
+            if how is Provided.MOUNTED:
+                mounted[at] = path
+            else:
+                inputs[packed] = path
+            provided.update(dict.fromkeys(names[key], how))
+            bases.append(
+                UnpackedBase(
+                    config=base.parsed.config.digest,
+                    names=tuple(dict.fromkeys(map(_tagged, names[key]))),
+                    at=at,
+                    packed=None if how is Provided.MOUNTED else f"{DOOR}/{packed}",
+                    layers=self._layers(base),
+                )
+            )
+        return Bases(bases=tuple(bases), images=mounted, inputs=inputs, provided=provided)
+
+    def _how(self, unpacked: Unpacked) -> Provided:
+        # gVisor's EROFS refuses files with extended attributes.
+        mounts = self._backend.mounts_images() and not unpacked.attributes
+        return Provided.MOUNTED if mounts else Provided.COPIED
+
+    def _only_part(self, image: ImageReference) -> BaseParts | None:
+        """The image that every builder takes; None where an index leaves a choice."""
+        found = parts(image.pulled(), self._upstream, Platform.parse(self._platform))
+        return found[0] if len(found) == 1 else None
+
+    def _layers(self, base: BaseParts) -> tuple[BaseLayer, ...]:
+        config = read_config(base, self._upstream)
+        return tuple(
+            BaseLayer(layer.digest, diff_id, LAYER_TYPES[layer.media_type])
+            for layer, diff_id in zip(base.parsed.layers, config.diff_ids, strict=True)
+        )
+
+    def _unpacked(self, image: ImageReference, base: BaseParts) -> Unpacked | None:
+        """From the store or made now; None where that cannot be, which the user is told."""
+        identity = Identity(
+            image=base.root.digest, platform=self._platform, builder=self._root.digest
+        )
+        if (known := self._store.find(identity, self._held)) is not None:
+            return known
+        with self._store.turn(identity, self._cancellation.check):
+            if (known := self._store.find(identity, self._held)) is not None:
+                return known
+            try:
+                return self._make(image, base, identity)
+            except (LimitExceeded, SandboxFailed, BuildFailed) as error:
+                self._journal.warn(
+                    f"{image} could not be unpacked before the build, which pulls it now: "
+                    f"{error.message}"
+                )
+                return None
+
+    # -- one image -------------------------------------------------------------------------
+
+    def _make(self, image: ImageReference, base: BaseParts, identity: Identity) -> Unpacked:
+        limits = self._decision.limits
+        try:
+            verified = verify(
+                StagedImage(base.manifest, _Documents(base.documents, self._upstream)),
+                limits=limits,
+                platform=None,
+                claimed=None,
+                progress=self._journal.verifying(limits.wall_seconds),
+            )
+        except VerificationFailed as error:
+            raise BaseImageInvalid(f"{image}: {error.message}") from None
+        with (
+            tempfile.TemporaryDirectory(prefix="runner-layout-") as temporary,
+            self._store.arriving() as writer,
+        ):
+            inputs = self._layout(base, Path(temporary))
+            self._run(image, inputs, self._journal.unpacking(image, writer))
+            return self._store.add(
+                identity, str(image), writer, self._held, attributes=verified.attributes
+            )
+
+    def _layout(self, base: BaseParts, temporary: Path) -> dict[str, Path]:
+        """The files of an OCI layout, by their names in the sandbox."""
+        entry = {
+            "mediaType": base.root.media_type,
+            "digest": base.root.digest,
+            "size": base.root.size,
+            "annotations": {"org.opencontainers.image.ref.name": LAYOUT_IMAGE},
+        }
+        written = {
+            "oci-layout": _OCI_LAYOUT,
+            "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode(),
+        } | {_blob(digest): data for digest, data in base.documents.items()}
+        files = {_blob(blob.digest): self._upstream.path(blob.digest) for blob in base.blobs}
+        for number, (name, data) in enumerate(written.items()):
+            files[name] = temporary / str(number)
+            files[name].write_bytes(data)
+        return {f"{LAYOUT_NAME}/{name}": path for name, path in files.items()}
+
+    def _run(
+        self,
+        image: ImageReference,
+        inputs: Mapping[str, Path],
+        collect: Callable[[memoryview], None],
+    ) -> None:
+        plan = self._builder.unpack(self._platform)
+        spec = SandboxSpec(
+            isolation=self._decision.isolation,
+            limits=self._decision.limits,
+            plan=plan,
+            root=self._root.root,
+            inputs=inputs,
+            gateway=False,
+        )
+        log = outcome.LogTail()
+        self._sandboxes += 1
+        place = self._backend.reserve(f"{self._name}-base-{self._sandboxes}")
+        try:
+            sandbox = self._backend.launch(place, spec, log.add, collect)
+            with self._cancellation.calling(sandbox.cancel):
+                ended = sandbox.wait()
+            try:
+                outcome.require_success(ended, plan, self._decision.limits, None, log)
+            except RunnerError as error:
+                self._journal.output(bytes(log))
+                if isinstance(error, BuildFailed) and ended.command == plan.build_command:
+                    raise BaseImageInvalid(
+                        f"{image} cannot be unpacked: {plan.commands[ended.command][0]} ended "
+                        f"with {ended.status}"
+                    ) from None
+                raise
+        finally:
+            place.release()
+
+
+def _side_by_side(works: list[Callable[[], None]], at_a_time: int) -> None:
+    """Does all of it, and raises the first error. Threads that hang are left alone."""
+    waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for work in works:
+        waiting.put(work)
+
+    def run() -> None:
+        while not waiting.empty():
+            with contextlib.suppress(queue.Empty):
+                work = waiting.get_nowait()
+                try:
+                    work()
+                except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+                    ended.put(error)
+                else:
+                    ended.put(None)
+
+    for _ in range(min(at_a_time, len(works))):
+        threading.Thread(target=run, name="fetch", daemon=True).start()
+    for _ in works:
+        if (error := ended.get()) is not None:
+            raise error
+
+
+def _blob(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _tagged(image: ImageReference) -> str:
+    """A name with a tag, whatever the Dockerfile has: what it names by digest is found by that."""
+    if image.digest is not None:
+        return f"{image.name}:by-digest-{image.digest.hex[:12]}"
+    return str(image.explicit())
+
+
+class _Documents:
+    """Manifests from memory and all other blobs from where they were fetched, as one source."""
+
+    def __init__(self, documents: Mapping[Digest, bytes], blobs: BlobSource) -> None:
+        self._documents = documents
+        self._blobs = blobs
+
+    def size(self, digest: Digest) -> int | None:
+        document = self._documents.get(digest)
+        return len(document) if document is not None else self._blobs.size(digest)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        document = self._documents.get(digest)
+        return io.BytesIO(document) if document is not None else self._blobs.open(digest)
