@@ -113,7 +113,6 @@ class Buildah:
             # Locked for each name without a host, by default below /var/cache, which is read-only.
             "--short-name-alias-conf=/run/short-names.conf",
             "--tls-verify=false",
-            "--pull=missing",
             f"--platform={request.platform}",
             f"--file={CONFIG}/Dockerfile",
             f"--ignorefile={CONFIG}/ignore",

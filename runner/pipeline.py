@@ -183,7 +183,7 @@ class Build:
                 )
                 staged = session.seal()
         with self._journal.stage(Stage.VERIFY):
-            verified = self._verify(staged, decision, ended)
+            verified = self._verify(staged, decision, ended, provided)
             starts_from = self._starts_from(verified, facts, session)
         with self._journal.stage(Stage.PUBLISH):
             self._publish(verified)
@@ -388,13 +388,16 @@ class Build:
 
     # -- after the sandbox is gone ------------------------------------------------------------
 
-    def _verify(self, staged: StagedImage, decision: Decision, ended: Outcome) -> VerifiedImage:
+    def _verify(
+        self, staged: StagedImage, decision: Decision, ended: Outcome, provided: Bases
+    ) -> VerifiedImage:
         verified = verify(
             staged,
             limits=decision.limits,
             platform=self._request.platform,
             claimed=_claimed(ended.claim),
             progress=self._journal.verifying(decision.limits.wall_seconds),
+            vouched=provided.vouched,
         )
         self._emit(events.Verified(verified.root.digest, verified.size_bytes, verified.layers))
         return verified

@@ -45,8 +45,8 @@ from runner.registry.image import LAYER_TYPES, Platform
 from runner.request import Provided
 from runner.stores.blobs import BlobSource
 from runner.stores.rootfs import Installed
-from runner.stores.unpacked import Identity, Unpacked, UnpackedStore
-from runner.verify import StagedImage, verify
+from runner.stores.unpacked import Checked, Identity, Unpacked, UnpackedStore
+from runner.verify import CheckedLayer, StagedImage, verify
 from sandbox.model import Backend, SandboxSpec
 
 FETCHED_AT_A_TIME = 3
@@ -62,12 +62,14 @@ class Bases:
         images: For the sandbox to mount, by where.
         inputs: For the sandbox to have, by name.
         provided: How each image comes.
+        vouched: Layers that ``verify`` need not read again.
     """
 
     bases: tuple[UnpackedBase, ...] = ()
     images: Mapping[str, Path]
     inputs: Mapping[str, Path]
     provided: Mapping[ImageReference, Provided]
+    vouched: tuple[CheckedLayer, ...]
 
 
 class Unpacking:
@@ -140,6 +142,7 @@ class Unpacking:
             if key in found:
                 names.setdefault(key, []).append(image)
         bases, mounted, inputs = [], {}, {}
+        vouched: list[CheckedLayer] = []
         for number, (key, (base, unpacked)) in enumerate(found.items()):
             at = self._builder.base_at(number)
             path = self._held.path(unpacked.packed)
@@ -150,16 +153,25 @@ class Unpacking:
             else:
                 inputs[packed] = path
             provided.update(dict.fromkeys(names[key], how))
+            layers = self._layers(base)
+            if unpacked.checked.will_do(self._decision.limits):
+                vouched += layers
             bases.append(
                 UnpackedBase(
                     config=base.parsed.config.digest,
                     names=tuple(dict.fromkeys(map(_tagged, names[key]))),
                     at=at,
                     packed=None if how is Provided.MOUNTED else f"{DOOR}/{packed}",
-                    layers=self._layers(base),
+                    layers=tuple(BaseLayer(e.digest, e.diff_id, e.compression) for e in layers),
                 )
             )
-        return Bases(bases=tuple(bases), images=mounted, inputs=inputs, provided=provided)
+        return Bases(
+            bases=tuple(bases),
+            images=mounted,
+            inputs=inputs,
+            provided=provided,
+            vouched=tuple(vouched),
+        )
 
     def _how(self, unpacked: Unpacked) -> Provided:
         # gVisor's EROFS refuses files with extended attributes.
@@ -171,10 +183,10 @@ class Unpacking:
         found = parts(image.pulled(), self._upstream, Platform.parse(self._platform))
         return found[0] if len(found) == 1 else None
 
-    def _layers(self, base: BaseParts) -> tuple[BaseLayer, ...]:
+    def _layers(self, base: BaseParts) -> tuple[CheckedLayer, ...]:
         config = read_config(base, self._upstream)
         return tuple(
-            BaseLayer(layer.digest, diff_id, LAYER_TYPES[layer.media_type])
+            CheckedLayer(layer.digest, layer.size, LAYER_TYPES[layer.media_type], diff_id)
             for layer, diff_id in zip(base.parsed.layers, config.diff_ids, strict=True)
         )
 
@@ -218,7 +230,12 @@ class Unpacking:
             inputs = self._layout(base, Path(temporary))
             self._run(image, inputs, self._journal.unpacking(image, writer))
             return self._store.add(
-                identity, str(image), writer, self._held, attributes=verified.attributes
+                identity,
+                writer,
+                self._held,
+                name=str(image),
+                attributes=verified.attributes,
+                checked=Checked.under(limits),
             )
 
     def _layout(self, base: BaseParts, temporary: Path) -> dict[str, Path]:

@@ -6,7 +6,7 @@ a ``VerifiedImage`` and nothing else, and no one else can make one.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass
 from types import MappingProxyType
 
@@ -50,6 +50,20 @@ class StagedImage:
 
     root: Descriptor
     blobs: BlobSource
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedLayer:
+    """A layer that ``LayerCheck`` found sound.
+
+    Attributes:
+        compression: ``gzip``, ``zstd`` or nothing: how it was read.
+    """
+
+    digest: Digest
+    size: int
+    compression: str
+    diff_id: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +157,7 @@ class ImageVerifier:
         limits: Limits,
         platform: str | None = None,
         claimed: Digest | None = None,
+        vouched: Iterable[CheckedLayer] = (),
     ) -> None:
         if claimed is not None and claimed != root.digest:
             raise VerificationFailed(
@@ -162,6 +177,7 @@ class ImageVerifier:
         self._configs: dict[Digest, Config] = {}
         self._diff_ids: dict[Digest, Digest] = {}
         self._layers_done: dict[Digest, bool] = {}
+        self._vouched = frozenset(vouched)
         self._claim(root, "document", MANIFEST_BYTES)
 
     @property
@@ -277,6 +293,9 @@ class ImageVerifier:
         for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
             if self._diff_ids.setdefault(layer.digest, diff_id) != diff_id:
                 raise VerificationFailed(f"two diff ids for {layer.digest}", rule="diff-id")
+            compression = LAYER_TYPES[layer.media_type]
+            if CheckedLayer(layer.digest, layer.size, compression, diff_id) in self._vouched:
+                self._layers_done[layer.digest] = False
 
     def _real_platforms(self) -> dict[Digest, Platform]:
         """Of each manifest, in the order of the index."""
@@ -372,6 +391,7 @@ def verify(
     platform: str | None,
     claimed: Digest | None,
     progress: Callable[[int], None] | None = None,
+    vouched: Iterable[CheckedLayer] = (),
 ) -> VerifiedImage:
     """Reads the whole image, once, and checks it.
 
@@ -381,11 +401,19 @@ def verify(
         platform: ``OS/ARCHITECTURE[/VARIANT]`` that must be among the image's, or None.
         claimed: The root's digest as the builder tells it, or None.
         progress: Told how many bytes were read since the last call. May raise to cancel.
+        vouched: Layers that were checked before, under limits as strict, and are there by their
+            digests since: they are not read again.
 
     Raises:
         VerificationFailed: A rule of ``ImageVerifier`` is broken.
     """
-    verifier = ImageVerifier(staged.root, limits=limits, platform=platform, claimed=claimed)
+    verifier = ImageVerifier(
+        staged.root,
+        limits=limits,
+        platform=platform,
+        claimed=claimed,
+        vouched=(layer for layer in vouched if staged.blobs.size(layer.digest) == layer.size),
+    )
 
     def chunks(descriptor: Descriptor) -> Iterator[bytes]:
         for chunk in blob_chunks(staged.blobs, descriptor):

@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
+from policies.model import Limits
 from policies.reference import Digest
 from runner.errors import InvalidReference
 from runner.files import write_whole
@@ -46,6 +48,31 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """Limits that every layer of an image was found to keep, as in ``policies.model.Limits``."""
+
+    layer_bytes: int
+    layer_entries: int
+    path_bytes: int
+
+    @classmethod
+    def under(cls, limits: Limits) -> Self:
+        return cls(
+            layer_bytes=limits.layer_bytes,
+            layer_entries=limits.layer_entries,
+            path_bytes=limits.path_bytes,
+        )
+
+    def will_do(self, limits: Limits) -> bool:
+        """Whether ``limits`` ask for nothing stricter."""
+        return (
+            self.layer_bytes <= limits.layer_bytes
+            and self.layer_entries <= limits.layer_entries
+            and self.path_bytes <= limits.path_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unpacked:
     """One unpacked base image.
 
@@ -54,6 +81,7 @@ class Unpacked:
         packed: Digest of the EROFS image.
         modified_ns: When its last byte was written, in nanoseconds since the epoch.
         attributes: Whether files in it have extended attributes.
+        checked: What its layers were held against.
     """
 
     identity: Identity
@@ -62,6 +90,7 @@ class Unpacked:
     size_bytes: int
     modified_ns: int
     attributes: bool
+    checked: Checked
 
 
 class UnpackedStore:
@@ -100,7 +129,14 @@ class UnpackedStore:
         return self._blobs.arriving()
 
     def add(
-        self, identity: Identity, name: str, writer: BlobWriter, held: Held, *, attributes: bool
+        self,
+        identity: Identity,
+        writer: BlobWriter,
+        held: Held,
+        *,
+        name: str,
+        attributes: bool,
+        checked: Checked,
     ) -> Unpacked:
         """Makes what was written the image of ``identity``, held from now on."""
         writer.sync()
@@ -115,6 +151,7 @@ class UnpackedStore:
             size_bytes=status.st_size,
             modified_ns=status.st_mtime_ns,
             attributes=attributes,
+            checked=checked,
         )
         write_whole(self._record(identity.key), json.dumps(asdict(made)).encode(), 0o600)
         return made
@@ -177,6 +214,7 @@ class UnpackedStore:
                     builder=Digest(identity["builder"]),
                 ),
                 packed=Digest(document.pop("packed")),
+                checked=Checked(**document.pop("checked")),
                 **document,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, InvalidReference):

@@ -28,7 +28,8 @@ LIAR = r"""
 nonce=$(tr '\0' '\n' <"$guest/plan" | sed -n 2p)
 hex() { printf "$1" | od -An -v -tx1 | tr -d ' \n'; }
 echo "runner-canary 1 nonce=$nonce release=$(hex 4.4.0) version=$(hex v) ids=$(hex 0:0)" \
-    "log=$(hex '<6>[ 0.000000] Starting gVisor...\n') gvisor=$(hex 1) net_dev=$(hex 'lo: 0\n')"
+    "log=$(hex '<6>[ 0.000000] Starting gVisor...\n') gvisor=$(hex 1)" \
+    "net_dev=$(hex 'lo: 0\n') mounts="
 read -r word && echo "released: $word" >>RECORD
 sleep 60
 """
@@ -53,7 +54,7 @@ def test_a_runtime_that_is_not_gvisor_gets_nothing(
         links.append(target)
         link(source, target)
 
-    monkeypatch.setattr("sandbox.local.os.link", spy)
+    monkeypatch.setattr("sandbox.place.os.link", spy)
     events: list[Event] = []
     context = write_context(place / "context", "FROM scratch\nCOPY Dockerfile /\n")
     with pytest.raises(IsolationMismatch, match="asked for gVisor, but "):

@@ -360,7 +360,8 @@ def test_every_line_of_json_is_an_event(person: Person, place: Path) -> None:
     assert ran.status == 0, ran.stderr
     stages = [event["stage"] for event in ran.events("stagestarted")]
     assert stages == [
-        "prepare", "context", "decide", "resolve", "launch", "build", "verify", "publish",
+        "prepare", "context", "decide", "resolve", "unpack", "launch", "build", "verify",
+        "publish",
     ]  # fmt: skip
     (finished,) = ran.events("finished")
     build = person.home.builds / ran.events("started")[0]["build_id"]

@@ -219,9 +219,11 @@ def test_the_sessions_token_opens_nothing_but_the_session(
         )
     )
     words = " ".join(f"'{word}'" for request in wanted for word in request)
+    # Not where it unpacks the base image, in a sandbox that has no door at all.
+    script = f'case "$0 $1" in *"buildah pull") ;; *buildah*) exec perl /x.pl {words};; esac'
     victim = hostile(
-        place, person, f"case $0 in *buildah) exec perl /requests.pl {words};; esac",
-        **{"requests.pl": (SUPPORT / "requests.pl").read_text()},
+        place, person, script,
+        **{"x.pl": (SUPPORT / "requests.pl").read_text()},
     )  # fmt: skip
     context = write_context(place / "context", f"FROM {tools_base}\n")
     ran = victim.run("submit", context, f"--policy={policy}")

@@ -39,7 +39,7 @@ INPUT = BuildInput(
 BUILD = (
     "buildah", "build", "--isolation=oci", "--network=host", "--format=oci",
     f"--signature-policy={CONFIG}/policy.json", "--short-name-alias-conf=/run/short-names.conf",
-    "--tls-verify=false", "--pull=missing", "--platform=linux/amd64",
+    "--tls-verify=false", "--platform=linux/amd64",
     f"--file={CONFIG}/Dockerfile", f"--ignorefile={CONFIG}/ignore",
     "--tag=127.0.0.1:5000/build:latest",
 )  # fmt: skip

@@ -6,8 +6,8 @@ import json
 import re
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
 
 import pytest
 import zstandard
@@ -19,7 +19,7 @@ from policies.reference import Digest
 from runner import hashed, inflate, verify
 from runner.errors import VerificationFailed
 from runner.registry.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor
-from runner.verify import ImageVerifier, StagedImage, VerifiedImage
+from runner.verify import CheckedLayer, ImageVerifier, StagedImage, VerifiedImage
 from tests.support.images import (
     HELLO_TAR,
     MORE_TAR,
@@ -530,3 +530,104 @@ def _unpacked(blob: bytes, compression: str) -> bytes:
         stream = zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
         return stream.read()
     return blob
+
+
+# -- layers that were checked before ---------------------------------------------------------------
+
+
+def vouched_for(staged: StagedImage) -> list[CheckedLayer]:
+    """Every layer of the image, as whoever checked it before would say."""
+    documents = check(staged).documents
+    (manifest,) = (json.loads(data) for data in documents.values())
+    with staged.blobs.open(Digest(manifest["config"]["digest"])) as stream:
+        diff_ids = json.load(stream)["rootfs"]["diff_ids"]
+    return [
+        CheckedLayer(Digest(layer["digest"]), layer["size"], "gzip", Digest(diff_id))
+        for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Counted(MemoryBlobs):
+    """Notes what was read."""
+
+    opened: list[Digest] = field(default_factory=list)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        self.opened.append(digest)
+        return super().open(digest)
+
+
+def read_with(staged: StagedImage, vouched: list[CheckedLayer]) -> list[Digest]:
+    assert isinstance(staged.blobs, MemoryBlobs)
+    blobs = Counted(staged.blobs.blobs)
+    verify.verify(
+        replace(staged, blobs=blobs), limits=Limits(), platform=None, claimed=None, vouched=vouched
+    )
+    return blobs.opened
+
+
+def test_a_layer_that_was_checked_before_is_not_read_again() -> None:
+    staged = make_image(compression="gzip")
+    vouched = vouched_for(staged)
+    read = read_with(staged, vouched)
+    assert not {layer.digest for layer in vouched} & set(read)
+    assert len(read) == 2, "the manifest and the configuration"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": 1},
+        {"compression": ""},
+        {"diff_id": Digest.of(b"another")},
+        {"digest": Digest.of(b"another")},
+    ],
+)
+def test_nothing_but_the_very_layer_is_vouched_for(changed: dict[str, Any]) -> None:
+    staged = make_image(compression="gzip")
+    vouched = vouched_for(staged)
+    other = [replace(layer, **changed) for layer in vouched]
+    assert {layer.digest for layer in vouched} <= set(read_with(staged, other))
+
+
+def test_a_layer_that_is_vouched_for_must_be_there() -> None:
+    staged = make_image(compression="gzip")
+    (layer, *_) = vouched = vouched_for(staged)
+    assert isinstance(staged.blobs, MemoryBlobs)
+    del staged.blobs.blobs[layer.digest]
+    with pytest.raises(VerificationFailed) as caught:
+        read_with(staged, vouched)
+    assert caught.value.rule == "blob-missing"
+
+
+def test_the_lowest_layers_are_told_from_others() -> None:
+    staged = make_image()
+    image = check(staged)
+    lowest, upper = (layer.digest for layer in vouched_for(staged))
+    assert image.begins_with(())
+    assert image.begins_with((lowest,))
+    assert image.begins_with((lowest, upper))
+    assert not image.begins_with((upper,))
+    assert not image.begins_with((lowest, upper, lowest))
+
+
+@pytest.mark.parametrize(
+    ("name", "pax", "expected"),
+    [
+        ("d/.wh..wh..opq", {}, True),
+        ("d/.wh.x", {}, False),
+        ("d/x", {"SCHILY.xattr.user.x": "1"}, True),
+        ("d/x", {"LIBARCHIVE.xattr.user.x": "MQ"}, True),
+        ("d/x", {"mtime": "1.5"}, False),
+    ],
+)
+def test_what_becomes_an_attribute_is_noticed(
+    name: str, pax: dict[str, str], expected: bool
+) -> None:
+    member = tarfile.TarInfo(name)
+    member.pax_headers = pax
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+    assert check(make_image(tars=(out.getvalue(),))).attributes is expected
