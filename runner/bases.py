@@ -19,6 +19,8 @@ from runner.registry.image import (
     parse_document,
     parse_manifest,
 )
+from runner.request import StartsFrom
+from runner.verify import VerifiedImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,21 @@ def started_from(dockerfile: DockerfileFacts, target: str | None) -> ImageRefere
             return stage.image
         before = {name: n for name, n in named.items() if n < number}
         number = before.get(stage.base.lower(), -1)
+    return None
+
+
+def begins_with(
+    image: VerifiedImage, base: ImageReference, upstream: Upstream, platform: Platform
+) -> StartsFrom | None:
+    """The statement that all layers of ``base`` are the lowest ones of ``image``, if they are.
+
+    Raises:
+        RunnerError: The base image cannot be resolved any more.
+    """
+    for found in parts(base.pulled(), upstream, platform):
+        lowest = tuple(layer.digest for layer in found.parsed.layers)
+        if image.begins_with(lowest):
+            return StartsFrom(image=str(base), digest=found.root.digest, layers=len(lowest))
     return None
 
 

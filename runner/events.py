@@ -20,7 +20,7 @@ class Stage(StrEnum):
     CONTEXT = "context"
     DECIDE = "decide"
     RESOLVE = "resolve"
-    UNPACK = "unpack"
+    BASES = "bases"
     LAUNCH = "launch"
     BUILD = "build"
     VERIFY = "verify"

@@ -19,9 +19,10 @@ from policies.facts import BuildFacts
 from policies.model import Decision, Denial, Isolation, plain
 from policies.reference import DOCKER_HUB, Digest, ImageReference
 from runner import events, gc, outcome, publish
-from runner.bases import parts, read_bases, started_from
+from runner.bases import begins_with, read_bases, started_from
 from runner.cancel import Cancellation
 from runner.context import BuildContext, snapshot
+from runner.delivery import Delivery
 from runner.errors import (
     BuilderCorrupt,
     BuilderNotInstalled,
@@ -29,7 +30,6 @@ from runner.errors import (
     InvalidReference,
     IsolationUnavailable,
     PolicyDenied,
-    RegistryUnreachable,
     RunnerError,
     TimeExceeded,
     UsageError,
@@ -40,8 +40,6 @@ from runner.gateway.listen import UnixDoor
 from runner.gateway.registry import REPOSITORY
 from runner.gateway.session import Session
 from runner.journal import Journal
-from runner.output import Output, write_output
-from runner.registry.client import RegistryClient
 from runner.registry.image import Platform
 from runner.request import BuilderUsed, BuildRequest, BuildResult, StartsFrom
 from runner.state import BuildDirectory
@@ -112,7 +110,7 @@ class Build:
         self._emit = emit
         self._cancellation = cancellation
         self._journal = Journal(emit, cancellation)
-        self._published: list[str] = []
+        self._delivery = Delivery(request, tools, directory.image, self._journal, cancellation)
         self._session: Session | None = None
 
     def run(self) -> BuildResult:
@@ -156,11 +154,11 @@ class Build:
                 for preset in session.unknown_presets:
                     self._journal.warn(f"nothing is known about the egress preset {preset} here")
                 self._emit(events.Decided(decision))
-                self._ask_destinations()
-                unpacking = self._unpacking(stack, parts, root, session, decision)
-                images = self._fetch(unpacking, facts, session, decision)
-            with self._journal.stage(Stage.UNPACK):
-                provided = unpacking.provide(images)
+                self._delivery.ask()
+            with self._journal.stage(Stage.BASES):
+                unpacking = self._unpacking(parts, root, session, decision)
+                stack.callback(unpacking.release)
+                provided = unpacking.provide(facts.dockerfile)
             with self._journal.stage(Stage.LAUNCH):
                 spec = SandboxSpec(
                     isolation=decision.isolation,
@@ -186,7 +184,7 @@ class Build:
             verified = self._verify(staged, decision, ended, provided)
             starts_from = self._starts_from(verified, facts, session)
         with self._journal.stage(Stage.PUBLISH):
-            self._publish(verified)
+            self._delivery.deliver(verified)
         return self._result(
             context=context,
             root=root,
@@ -312,14 +310,9 @@ class Build:
         return patiently("the base images were", partial(read_bases, facts, session.upstream))
 
     def _unpacking(
-        self,
-        stack: ExitStack,
-        parts: _Parts,
-        root: Installed,
-        session: Session,
-        decision: Decision,
+        self, parts: _Parts, root: Installed, session: Session, decision: Decision
     ) -> Unpacking:
-        unpacking = Unpacking(
+        return Unpacking(
             name=self._directory.id,
             backend=parts.backend,
             builder=parts.builder,
@@ -331,32 +324,6 @@ class Build:
             journal=self._journal,
             cancellation=self._cancellation,
         )
-        stack.callback(unpacking.release)
-        return unpacking
-
-    def _fetch(
-        self, unpacking: Unpacking, facts: BuildFacts, session: Session, decision: Decision
-    ) -> list[ImageReference]:
-        """The images of the build's platform that are resolved, with all their blobs."""
-        resolved = session.upstream.resolved()
-        foreign = {stage.image for stage in facts.dockerfile.stages if stage.foreign}
-        named = [image for image in facts.dockerfile.images if image not in foreign]
-        images = [image for image in named if image.pulled() in resolved]
-        seconds = decision.limits.wall_seconds
-        late = TimeExceeded(f"the base images were not fetched in {seconds} s")
-        self._cancellation.waiting(partial(unpacking.fetch, images), seconds, late)
-        return images
-
-    def _ask_destinations(self) -> None:
-        """A destination that nobody can push to is better known before the build than after."""
-        with RegistryClient(self._tools.settings, self._tools.credentials) as client:
-            for destination in self._request.destinations:
-                self._patiently(destination, partial(client.may_push, destination))
-
-    def _patiently(self, destination: ImageReference, work: Callable[[], _T]) -> _T:
-        seconds = self._tools.settings.http.publish_seconds
-        late = RegistryUnreachable(f"{destination.host} took longer than {seconds:g} s")
-        return self._cancellation.waiting(work, seconds, late)
 
     def _plan(
         self,
@@ -407,48 +374,13 @@ class Build:
     ) -> StartsFrom | None:
         """The base image whose layers the verified image begins with."""
         base = started_from(facts.dockerfile, self._request.target)
-        if base is None or base.pulled() not in session.upstream.resolved():
+        if base is None:
             return None
         platform = Platform.parse(self._request.platform)
-        for found in parts(base.pulled(), session.upstream, platform):
-            lowest = tuple(layer.digest for layer in found.parsed.layers)
-            if image.begins_with(lowest):
-                return StartsFrom(image=str(base), digest=found.root.digest, layers=len(lowest))
-        self._journal.warn(f"the image does not begin with the layers of {base}")
-        return None
-
-    def _publish(self, image: VerifiedImage) -> None:
-        """Publishes and writes what was asked for; what is nowhere else is kept on this host."""
-        request = self._request
-        if request.output is not None:
-            first = request.destinations[0] if request.destinations else None
-            write_output(image, request.output, first)
-        elif not request.destinations:
-            self._keep(image)
-        with RegistryClient(self._tools.settings, self._tools.credentials) as client:
-            for destination in request.destinations:
-                done = self._publish_to(image, destination, client)
-                self._published.append(str(done.destination))
-                self._emit(events.Published(done.destination, done.digest))
-
-    def _publish_to(
-        self, image: VerifiedImage, destination: ImageReference, client: RegistryClient
-    ) -> publish.PublishedImage:
-        work = partial(publish.publish, image, destination, client, report=self._journal.publishing)
-        try:
-            return self._patiently(destination, work)
-        except RunnerError as error:
-            if not isinstance(error, Cancelled):
-                self._keep(image)
-                error.advice += (
-                    " The verified image is kept: "
-                    f"skopeo copy oci:{self._directory.image} docker://{destination}"
-                )
-            raise
-
-    def _keep(self, image: VerifiedImage) -> None:
-        if not self._directory.image.exists():
-            write_output(image, Output("oci", self._directory.image), None)
+        found = begins_with(image, base, session.upstream, platform)
+        if found is None:
+            self._journal.warn(f"the image does not begin with the layers of {base}")
+        return found
 
     def _result(
         self,
@@ -469,7 +401,7 @@ class Build:
             build_id=self._directory.id,
             digest=image.root.digest,
             size_bytes=image.size_bytes,
-            published=tuple(self._published),
+            published=tuple(self._delivery.published),
             output=str(request.output) if request.output is not None else None,
             stored=str(kept) if kept.exists() else None,
             context=context.digest,
@@ -488,8 +420,8 @@ class Build:
         )
 
     def _failed(self, error: RunnerError) -> None:
-        if self._published:  # and then it failed at another destination, or was cancelled
-            already = f"Published already: {', '.join(self._published)}."
+        if self._delivery.published:  # and then it failed at another destination, or was cancelled
+            already = f"Published already: {', '.join(self._delivery.published)}."
             error.advice = already if isinstance(error, Cancelled) else f"{already} {error.advice}"
         document = {
             "status": int(error.status),
@@ -497,7 +429,7 @@ class Build:
             "code": error.code,
             "message": error.message,
             "advice": error.advice,
-            "published": self._published,
+            "published": self._delivery.published,
             "ledger": self._session.ledger_head if self._session is not None else None,
             "timings_seconds": self._journal.timings,
             "warnings": self._journal.warnings,

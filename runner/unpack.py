@@ -11,7 +11,7 @@ import json
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from builder.model import (
     Builder,
     UnpackedBase,
 )
+from policies.facts import DockerfileFacts
 from policies.model import Decision
 from policies.reference import Digest, ImageReference
 from runner import outcome
@@ -37,6 +38,7 @@ from runner.errors import (
     LimitExceeded,
     RunnerError,
     SandboxFailed,
+    TimeExceeded,
     VerificationFailed,
 )
 from runner.gateway.upstream import Upstream
@@ -107,31 +109,44 @@ class Unpacking:
         """Lets go of the images. May be called twice."""
         self._held.release()
 
-    def fetch(self, images: Iterable[ImageReference]) -> None:
-        """Every blob of ``images``, all resolved by now, each from the image's own repository.
-
-        Raises:
-            RegistryError: It does not give one.
-        """
-        for image in images:
-            base = self._only_part(image)
-            if base is not None:
-                fetch = partial(self._upstream.fetch, base.image)
-                _side_by_side([partial(fetch, blob) for blob in base.blobs], FETCHED_AT_A_TIME)
-
-    def provide(self, images: Iterable[ImageReference]) -> Bases:
-        """Every one of ``images``, all fetched by now, that can be had unpacked.
+    def provide(self, dockerfile: DockerfileFacts) -> Bases:
+        """Every image that the Dockerfile names, where it is resolved and can be had unpacked.
 
         Raises:
             BaseImageInvalid: One is not a sound image.
+            RegistryError: A repository does not deliver a blob of its image.
             RunnerError: A sandbox is not what it should be, or the build was cancelled.
         """
+        seconds = self._decision.limits.wall_seconds
+        late = TimeExceeded(f"the base images were not fetched in {seconds} s")
+        fetch = partial(self._fetched, dockerfile)
+        return self._bases(self._cancellation.waiting(fetch, seconds, late))
+
+    def _fetched(self, dockerfile: DockerfileFacts) -> dict[ImageReference, BaseParts | None]:
+        """The parts of each image that is resolved, with all their blobs; None for what is left
+        to the builder.
+        """
+        resolved = self._upstream.resolved()
+        foreign = {stage.image for stage in dockerfile.stages if stage.foreign}
+        named = (image for image in dockerfile.images if image.pulled() in resolved)
+        found = {image: self._only_part(image) if image not in foreign else None for image in named}
+        bases = [base for base in found.values() if base is not None]
+        _side_by_side(
+            [
+                partial(self._upstream.fetch, base.image, blob)
+                for base in bases
+                for blob in base.blobs
+            ],
+            FETCHED_AT_A_TIME,
+        )
+        return found
+
+    def _bases(self, images: Mapping[ImageReference, BaseParts | None]) -> Bases:
         names: dict[Digest, list[ImageReference]] = {}
         found: dict[Digest, tuple[BaseParts, Unpacked]] = {}
         provided: dict[ImageReference, Provided] = {}
-        for image in images:
+        for image, base in images.items():
             provided[image] = Provided.PULLED
-            base = self._only_part(image)
             if base is None:
                 continue
             key = base.root.digest
@@ -292,7 +307,7 @@ class Unpacking:
             place.release()
 
 
-def _side_by_side(works: list[Callable[[], None]], at_a_time: int) -> None:
+def _side_by_side(works: Sequence[Callable[[], None]], at_a_time: int) -> None:
     """Does all of it, and raises the first error. Threads that hang are left alone."""
     waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()

@@ -34,7 +34,7 @@ class Timeline:
             "decide": "decide ended",
             "builder's seal, place, session, gateway's socket": "resolve started",
             "resolve base images": "resolve ended",
-            "unpack base images, or find them unpacked": "unpack ended",
+            "fetch and unpack base images, or find them unpacked": "bases ended",
             "launch: runsc, canary, judgement, release": "observed",
             "unpack the context, exec of buildah, its first line": "output",
         }

@@ -360,7 +360,7 @@ def test_every_line_of_json_is_an_event(person: Person, place: Path) -> None:
     assert ran.status == 0, ran.stderr
     stages = [event["stage"] for event in ran.events("stagestarted")]
     assert stages == [
-        "prepare", "context", "decide", "resolve", "unpack", "launch", "build", "verify",
+        "prepare", "context", "decide", "resolve", "bases", "launch", "build", "verify",
         "publish",
     ]  # fmt: skip
     (finished,) = ran.events("finished")
