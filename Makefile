@@ -52,6 +52,7 @@ bench: tools venv ## measure against the same builder without a sandbox; writes 
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.policy
 	$(BIN)/python -m tests.bench.gateway
+	$(BIN)/python -m tests.bench.bases
 
 fuzz: venv ## property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit -m "not sandbox"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.buildah import Buildah
+from builder.buildah import STORE, Buildah
 from builder.model import CONFIG, CONTEXT_TAR, BuildInput, BuildPlan
 from policies.reference import Digest
 from tests.support.hosts import write_context
@@ -33,11 +33,16 @@ class BareFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bare:
-    """A builder's root filesystem, and how its RUN steps are isolated from the host."""
+    """A builder's root filesystem, and how its RUN steps are isolated from the host.
+
+    Attributes:
+        storage: Where images stay between builds; None for an empty storage in memory each time.
+    """
 
     root: Path
     isolation: str
     work: Path
+    storage: Path | None = None
 
     def build(
         self, context: Path, *, registry: str, repository: str, build_args: Mapping[str, str]
@@ -118,6 +123,11 @@ class Bare:
             f"mount --rbind /dev {root}/dev",
             f"mount --rbind /sys {root}/sys",
             *(f"mount -t tmpfs -o size=8g tmpfs {root}{path}" for path in plan.writable),
+            *(
+                [f"mount --bind {shlex.quote(str(self.storage))} {root}{STORE}"]
+                if self.storage
+                else []
+            ),
             f"mkdir -p {root}{CONFIG} {root}{Path(CONTEXT_TAR).parent}",
             f"cp {self.work}/files/* {root}{CONFIG}/",
             f"cp {self.work}/context.tar {root}{CONTEXT_TAR}",

@@ -56,20 +56,25 @@ def push_toolbox(registry: str, directory: Path) -> str:
     return _push(tar, f"{registry}/library/toolbox:1")
 
 
-def push_debian(registry: str, cache: Path) -> str:
-    """The base image with a compiler, made once and kept in ``cache``; its reference."""
-    tar = cache / "debian.tar"
+def push_debian(
+    registry: str, cache: Path, name: str = "debian", packages: str = "gcc,libc6-dev"
+) -> str:
+    """A base image of Debian, made once and kept in ``cache``; its reference.
+
+    The one with a compiler, where nothing else is said.
+    """
+    tar = cache / f"{name}.tar"
     if not tar.exists():
         arriving = cache / "arriving.tar"
         archive = f"deb [signed-by={debian.KEYRING}] {debian.host_mirror()} bookworm main"
         subprocess.run(
             ["mmdebstrap", f"--mode={'root' if os.geteuid() == 0 else 'fakechroot'}",
-             "--variant=minbase", "--quiet", "--include=gcc,libc6-dev", "bookworm", arriving,
+             "--variant=minbase", "--quiet", f"--include={packages}", "bookworm", arriving,
              archive],
             check=True,
         )  # fmt: skip
         arriving.rename(tar)
-    return _push(tar, f"{registry}/library/debian:12")
+    return _push(tar, f"{registry}/library/{name}:12")
 
 
 def _push(tar: Path, reference: str) -> str:
