@@ -27,6 +27,7 @@
     ├── CheckFailed                     1  check-failed
     ├── VerificationFailed              5  verification-failed
     │   ├── NothingStaged               5  nothing-staged
+    │   ├── LayoutInvalid               5  layout-invalid
     │   ├── BaseImageInvalid            5  base-image-invalid
     │   └── BuilderCorrupt              5  builder-corrupt
     ├── RegistryError                   6  registry
@@ -82,6 +83,7 @@ __all__ = [
     "IsolationError",
     "IsolationMismatch",
     "IsolationUnavailable",
+    "LayoutInvalid",
     "LimitExceeded",
     "LogExceeded",
     "MemoryExceeded",
@@ -210,6 +212,13 @@ class NothingStaged(VerificationFailed):
     """The builder ended well and pushed nothing."""
 
     code = "nothing-staged"
+
+
+class LayoutInvalid(VerificationFailed):
+    """A file or directory that is no sound OCI layout."""
+
+    code = "layout-invalid"
+    default_advice = "Make it anew: skopeo copy docker://IMAGE oci-archive:FILE"
 
 
 class BaseImageInvalid(VerificationFailed):

@@ -111,6 +111,11 @@ class HeaderReader:
                 self._gathered.clear()
                 self._take(block)
 
+    @property
+    def skipping(self) -> int:
+        """Bytes of the entry at hand that are still to come, with what fills its last block."""
+        return self._skip
+
     def finish(self) -> None:
         """The archive ends here; some tools leave out the two zero blocks."""
         if self._skip or self._gathered or self._extended or self._long or self._pax is not None:

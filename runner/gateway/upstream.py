@@ -28,7 +28,7 @@ from runner.gateway.reachable import ReachableSet
 from runner.registry.auth import Anonymous, Credentials
 from runner.registry.client import RegistryClient
 from runner.registry.image import Descriptor
-from runner.registry.layout import LayoutClient
+from runner.registry.layout import LayoutClient, LayoutDirectory
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore, read_all, turn
 
@@ -68,7 +68,9 @@ class Upstream:
             fetching: Gets image, digest, bytes so far and bytes in all while a blob arrives.
             local_images: Images that an OCI layout on this host stands in for.
         """
-        self._layouts = {image.name: LayoutClient(path) for image, path in local_images.items()}
+        self._layouts = {
+            image.name: LayoutClient(LayoutDirectory(path)) for image, path in local_images.items()
+        }
         self._settings = settings
         self._reachable = reachable
         self._cache = cache

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from builder.model import Builder
@@ -13,7 +12,7 @@ from runner.events import Listener
 from runner.output import Output
 from runner.pipeline import submit
 from runner.registry.image import parse_manifest
-from runner.registry.layout import LayoutClient
+from runner.registry.layout import LayoutClient, LayoutDirectory
 from runner.request import BuildRequest
 from runner.stores import debian
 from runner.stores.plant import plant
@@ -88,7 +87,8 @@ def from_image(
 
 
 def _plant_only_layer(layout: Path, root_digest: Digest, root: Path) -> None:
-    descriptor, data = LayoutClient(layout).manifest(replace(_LOCAL, tag=None, digest=root_digest))
+    client = LayoutClient(LayoutDirectory(layout))
+    descriptor, data = client.manifest(_LOCAL.at(root_digest))
     (layer, *more) = parse_manifest(data, descriptor.media_type).layers
     if more:
         raise BuilderInstallFailed("the image was not flattened to one layer")

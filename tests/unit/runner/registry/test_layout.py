@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from policies.reference import Digest, ImageReference
-from runner.errors import ImageNotFound, VerificationFailed
+from runner.errors import ImageNotFound, LayoutInvalid, VerificationFailed
 from runner.registry.image import OCI_MANIFEST
-from runner.registry.layout import LayoutClient
+from runner.registry.layout import NAME, LayoutClient, LayoutDirectory
 from runner.stores.blobs import BlobStore
 
 IMAGE = ImageReference("layout.invalid", "builder", "latest")
@@ -23,7 +23,7 @@ def layout(directory: Path, *manifests: bytes) -> LayoutClient:
     ]
     index = {"schemaVersion": 2, "manifests": entries}
     (directory / "index.json").write_text(json.dumps(index))
-    return LayoutClient(directory)
+    return LayoutClient(LayoutDirectory(directory))
 
 
 def test_the_only_image_is_found_by_any_name(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_what_is_no_layout_is_refused(tmp_path: Path, broken: bytes | None) -> N
     if broken is not None:
         (tmp_path / "index.json").write_bytes(broken)
     with pytest.raises((ImageNotFound, VerificationFailed)):
-        LayoutClient(tmp_path).manifest(IMAGE)
+        LayoutClient(LayoutDirectory(tmp_path)).manifest(IMAGE)
 
 
 def test_a_missing_blob_is_said_to_be_missing(tmp_path: Path) -> None:
@@ -68,3 +68,42 @@ def test_a_missing_blob_is_said_to_be_missing(tmp_path: Path) -> None:
         client.read_blob(IMAGE, Digest.of(b"other"), None) as pieces,
     ):
         next(pieces)
+
+
+# -- one of several ------------------------------------------------------------------------------
+
+
+def named(directory: Path, *names: str) -> Path:
+    """A layout with an image for each name; two with the same name are two images."""
+    store = BlobStore(directory)
+    entries = []
+    for number, name in enumerate(names):
+        data = MANIFEST + b" " * number
+        entry = {"mediaType": OCI_MANIFEST, "digest": store.add(data), "size": len(data)}
+        entries.append({**entry, "annotations": {NAME: name}} if name else entry)
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    return directory
+
+
+def test_an_image_is_found_by_what_the_index_calls_it(tmp_path: Path) -> None:
+    files = LayoutDirectory(named(tmp_path, "11", "", "12"))
+    descriptor, data = LayoutClient(files, "12").manifest(IMAGE)
+    assert (descriptor.digest, data) == (Digest.of(data), MANIFEST + b"  ")
+
+
+def test_a_name_that_none_or_two_have_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    files = LayoutDirectory(named(tmp_path, "11", "", "12", "12"))
+    for name, count in (("13", 0), ("12", 2)):
+        with pytest.raises(ImageNotFound, match=f"holds {count} images called {name}") as caught:
+            LayoutClient(files, name).manifest(IMAGE)
+        assert "(11, 12)" in caught.value.advice
+
+
+@pytest.mark.parametrize("by_digest", [True, False])
+def test_other_bytes_under_a_manifests_digest_are_noticed(tmp_path: Path, by_digest: bool) -> None:
+    client = layout(tmp_path, MANIFEST)
+    digest = Digest.of(MANIFEST)
+    BlobStore(tmp_path).path(digest).chmod(0o644)
+    BlobStore(tmp_path).path(digest).write_bytes(MANIFEST + b" ")
+    with pytest.raises(LayoutInvalid, match="other bytes"):
+        client.manifest(IMAGE.at(digest) if by_digest else IMAGE)
