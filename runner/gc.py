@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from runner import state
 from runner.files import Home
+from runner.gateway.kept import Kept
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import RootfsStore, remove_tree
@@ -14,13 +14,27 @@ from sandbox import place
 from sandbox.locks import abandoned
 
 
-def trim(home: Home, settings: Settings) -> list[Path]:
-    """Brings the cache of base images back to its size, and returns what it removed.
+def trim(home: Home, settings: Settings) -> list[str]:
+    """Brings base images back to the sizes they may have, and says what it removed.
 
     What a running session uses, it holds.
     """
-    UnpackedStore(home.unpacked).evict(settings.unpacked_bytes)
-    return BlobStore(home.base_images).evict(settings.cache_bytes)
+    unpacked = UnpackedStore(home.unpacked).evict(settings.unpacked_bytes)
+    cache = BlobStore(home.base_images)
+    return [
+        *(f"unpacked base image {each.name} {each.identity.image}" for each in unpacked),
+        *(f"blob of a base image {path.name}" for path in cache.evict(settings.cache_bytes)),
+        *(f"tag {tag}, whose image is gone" for tag in Kept(cache).collect()),
+    ]
+
+
+def base_images(home: Home, settings: Settings) -> Iterator[str]:
+    """What ``collect`` removes of base images alone."""
+    for path in BlobStore(home.base_images).collect():
+        yield f"half a blob {path.name}"
+    for path in UnpackedStore(home.unpacked).collect():
+        yield f"remains of an unpacked image {path.name}"
+    yield from trim(home, settings)
 
 
 def collect(home: Home, settings: Settings) -> Iterator[str]:
@@ -41,12 +55,6 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
             yield f"build {directory.name}, which was kept for as long as policy asks"
         elif state.drop_large(directory):  # killed between its result and its end
             yield f"remains of build {directory.name}"
-    base = BlobStore(home.base_images)
-    for path in base.collect():
-        yield f"half a blob {path.name}"
-    for path in UnpackedStore(home.unpacked).collect():
-        yield f"half an unpacked image {path.name}"
-    for path in trim(home, settings):
-        yield f"blob of a base image {path.name}"
+    yield from base_images(home, settings)
     for path in RootfsStore(home.builders).collect():
         yield f"root filesystem {path.parent.name}/{path.name}"

@@ -114,8 +114,9 @@ class BaseImageSettings(Frozen):
     offline: bool = False
     """Ask no registry for base images."""
     local: tuple[str, ...] = ()
-    """Patterns over ``HOST/REPOSITORY``: what builds may start from offline, by digest, where the
-    cache has it. Nobody can ask offline whether they still may, so these should be public."""
+    """Patterns over ``HOST/REPOSITORY``: what builds may start from offline, by digest or by a tag
+    as it was resolved last, where the cache has it. Nobody can ask offline whether they still may,
+    so these should be public."""
 
     def asked_for(self, image: ImageReference) -> ImageReference:
         """What is asked in the place of ``image``."""

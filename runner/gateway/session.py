@@ -26,6 +26,7 @@ from runner.gateway.registry import REPOSITORY, RegistryEndpoint
 from runner.gateway.staging import Staging
 from runner.gateway.upstream import Upstream
 from runner.registry.auth import Credentials
+from runner.registry.layout import LayoutClient, LayoutDirectory
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore
 from runner.verify import StagedImage
@@ -61,7 +62,9 @@ class Session:
             self.reachable,
             cache,
             fetching=fetching,
-            local_images=local_images,
+            local_images={
+                image: LayoutClient(LayoutDirectory(path)) for image, path in local_images.items()
+            },
         )
         self._staging = Staging(BlobStore(staged), self.reachable, decision.limits)
         self._ledger = Ledger(ledger)

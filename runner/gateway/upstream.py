@@ -23,14 +23,15 @@ from runner.errors import (
     RegistryUnreachable,
     VerificationFailed,
 )
-from runner.files import disk_full_is_a_limit, write_whole
+from runner.files import disk_full_is_a_limit
+from runner.gateway.kept import Kept, mark
 from runner.gateway.reachable import ReachableSet
 from runner.registry.auth import Anonymous, Credentials
 from runner.registry.client import RegistryClient
 from runner.registry.image import Descriptor
-from runner.registry.layout import LayoutClient, LayoutDirectory
+from runner.registry.layout import LayoutClient
 from runner.settings import Settings
-from runner.stores.blobs import BlobStore, read_all, turn
+from runner.stores.blobs import BlobStore, turn
 
 IMAGES = 1024
 """That one session resolves; a base image for several platforms is two."""
@@ -56,7 +57,7 @@ class Upstream:
         cache: BlobStore,
         *,
         fetching: Callable[[ImageReference, Digest, int, int], None],
-        local_images: Mapping[ImageReference, Path],
+        local_images: Mapping[ImageReference, LayoutClient],
     ) -> None:
         """Opens nothing yet.
 
@@ -66,15 +67,15 @@ class Upstream:
             reachable: Asked before anything is pulled, told of everything that was resolved.
             cache: Shared by all sessions, by digest.
             fetching: Gets image, digest, bytes so far and bytes in all while a blob arrives.
-            local_images: Images that an OCI layout on this host stands in for.
+            local_images: Images whose repository an OCI layout on this host stands in for.
         """
-        self._layouts = {
-            image.name: LayoutClient(LayoutDirectory(path)) for image, path in local_images.items()
-        }
+        asked_for = settings.base_images.asked_for
+        self._layouts = {asked_for(image).name: each for image, each in local_images.items()}
         self._settings = settings
         self._reachable = reachable
         self._cache = cache
         self._held = cache.hold()
+        self._kept = Kept(cache)
         self._fetching = fetching
         self._anonymous = RegistryClient(settings, Anonymous())
         self._as_user = RegistryClient(settings, credentials)
@@ -99,8 +100,6 @@ class Upstream:
 
     def _asked(self, image: ImageReference) -> ImageReference:
         """What stands for ``image`` in some registry."""
-        if image.name in self._layouts:
-            return image
         return self._settings.base_images.asked_for(image)
 
     def _client(self, asked: ImageReference) -> RegistryClient | LayoutClient:
@@ -109,7 +108,8 @@ class Upstream:
         if self._settings.base_images.offline:
             raise ImageNotFound(
                 f"{asked} is not at hand, and no registry is asked",
-                advice="offline and local of [base_images]: docs/configuration.md.",
+                advice="runner base pull IMAGE --from oci:DIR brings an image that local of "
+                "[base_images] names: docs/base-images.md.",
             )
         return self._as_user if self._reachable.with_credentials(asked) else self._anonymous
 
@@ -146,32 +146,16 @@ class Upstream:
 
     def _manifest(self, image: ImageReference) -> tuple[Descriptor, bytes]:
         asked = self._asked(image)
-        local = matches_any(self._settings.base_images.local, image.name)
-        if not local or asked.name in self._layouts:
-            return self._client(asked).manifest(asked)
-        if self._settings.base_images.offline and asked.digest is not None:
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                return self._kept(asked, asked.digest)
-        descriptor, data = self._client(asked).manifest(asked)
-        self._keep(asked, descriptor, data)
-        return descriptor, data
-
-    def _keep(self, asked: ImageReference, descriptor: Descriptor, data: bytes) -> None:
-        """For a time without a way out."""
-        with disk_full_is_a_limit(self._cache.directory):
-            if self._cache.size(descriptor.digest) is None:
-                with self._cache.arriving(descriptor.digest.algorithm) as writer:
-                    writer.write(data)
-                    writer.sync()
-                    writer.commit()
-            mark = self._mark(asked, descriptor.digest)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(mark, descriptor.media_type.encode())
-
-    def _kept(self, asked: ImageReference, digest: Digest) -> tuple[Descriptor, bytes]:
-        media_type = self._mark(asked, digest).read_text()
-        data = read_all(self._cache, digest, self._settings.http.manifest_bytes)
-        return Descriptor(media_type, digest, len(data)), data
+        rules = self._settings.base_images
+        local = matches_any(rules.local, image.name)
+        if local and rules.offline and asked.name not in self._layouts:
+            kept = self._kept.find(asked, self._held, self._settings.http.manifest_bytes)
+            if kept is not None:
+                return kept
+        found = self._client(asked).manifest(asked)
+        if local:  # for a time without a way out
+            self._kept.add(asked, *found, self._held)
+        return found
 
     def resolved(self) -> dict[ImageReference, Digest]:
         """Every image that was resolved, and to what."""
@@ -232,9 +216,7 @@ class Upstream:
         return self._held.open(digest)
 
     def _mark(self, asked: ImageReference, digest: Digest) -> Path:
-        """Exists where the repository of ``asked`` has delivered the blob."""
-        name = Digest.of(f"{asked.name}@{digest}".encode()).hex
-        return self._cache.notes(digest) / name
+        return mark(self._cache, asked, digest)
 
     def _take(self, asked: ImageReference, digest: Digest, size: int) -> bool:
         """Whether that repository has delivered the blob; then it stays as long as we do."""

@@ -151,6 +151,11 @@ class BlobStore:
         """A directory, if somebody makes it, for what is known of the blob; evicted with it."""
         return self._notes / digest.hex
 
+    def forget(self, digest: Digest) -> None:
+        """Removes the blob with all that is known of it. Whoever holds it keeps it."""
+        self.remove(digest)
+        shutil.rmtree(self.notes(digest), ignore_errors=True)
+
     def hold(self) -> "Held":
         """Keeps chosen blobs from eviction."""
         self._held.mkdir(exist_ok=True)
@@ -158,16 +163,15 @@ class BlobStore:
 
     def collect(self) -> list[Path]:
         """Removes what killed writers and holders left, and returns it."""
-        removed = []
-        for path in self._arriving.iterdir():
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-                removed.append(path)
+        removed = remove_unlocked(self._arriving)
         for path in abandoned(self._held):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
         return removed
+
+    def unheld(self) -> list[Path]:
+        """The blobs that nobody holds."""
+        return [path for path in self._blobs.glob("*/*") if not _is_held(path)]
 
     def evict(self, most_bytes: int) -> list[Path]:
         """Removes the blobs used longest ago until no more than ``most_bytes`` are left.
@@ -209,6 +213,17 @@ class BlobStore:
         with self.arriving(algorithm) as writer:
             writer.write(data)
             return writer.commit()
+
+
+def remove_unlocked(directory: Path) -> list[Path]:
+    """Removes the files in ``directory`` that nobody has locked, and returns them."""
+    removed = []
+    for path in directory.iterdir():
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            removed.append(path)
+    return removed
 
 
 def _is_held(path: Path) -> bool:

@@ -15,6 +15,7 @@ resolved it and has shown that its repository gives them every blob of it.
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from policies.model import Limits
 from policies.reference import Digest
 from runner.errors import InvalidReference
 from runner.files import write_whole
-from runner.stores.blobs import BlobStore, BlobWriter, Held, turn
+from runner.stores.blobs import BlobStore, BlobWriter, Held, remove_unlocked, turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,11 @@ class Unpacked:
     modified_ns: int
     attributes: bool
     checked: Checked
+
+    @property
+    def mountable(self) -> bool:
+        """Whether a sandbox can: EROFS in gVisor refuses files with extended attributes."""
+        return not self.attributes
 
 
 class UnpackedStore:
@@ -178,8 +184,11 @@ class UnpackedStore:
     def is_sound(self, unpacked: Unpacked) -> bool:
         """Whether every byte is as it was written."""
         path = self._blobs.path(unpacked.packed)
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == unpacked.packed.hex
+        with contextlib.suppress(FileNotFoundError):
+            # Without O_NOATIME the image would be one that was used just now.
+            fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
+            with os.fdopen(fd, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == unpacked.packed.hex
         return False
 
     def remove(self, unpacked: Unpacked) -> None:
@@ -189,8 +198,16 @@ class UnpackedStore:
             self._blobs.remove(unpacked.packed)
 
     def collect(self) -> list[Path]:
-        """Removes what killed builds left, and returns it."""
-        return self._blobs.collect()
+        """Removes what killed builds left, and returns it: an image without a record, too."""
+        removed = [*self._blobs.collect(), *remove_unlocked(self._turns)]
+        # Looked at before the records are: what is being added is held until it has one.
+        unheld = self._blobs.unheld()
+        recorded = {unpacked.packed.hex for unpacked in self.all()}
+        for path in unheld:
+            if path.name not in recorded:
+                path.unlink(missing_ok=True)
+                removed.append(path)
+        return removed
 
     def evict(self, most_bytes: int) -> list[Unpacked]:
         """Removes the images used longest ago until no more than ``most_bytes`` are left."""

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import pytest
 
 from policies.reference import Digest, ImageReference
 from runner.errors import ImageNotFound, RegistryUnreachable
+from runner.gateway.kept import Kept
 from runner.gateway.reachable import ReachableSet
 from runner.gateway.upstream import Upstream
 from runner.registry.auth import Anonymous
+from runner.registry.layout import LayoutClient, LayoutDirectory
 from runner.settings import BaseImageSettings, Settings
 from runner.stores.blobs import BlobStore, read_all
 from tests.support.gateway import FakeRegistry, Gates, decision
+from tests.support.images import MemoryBlobs, make_image
 
 IMAGE = ImageReference.parse("r.example/team/base:1")
 
@@ -261,9 +265,119 @@ def test_offline_the_cache_gives_what_is_named_local_by_digest(
     assert offline.resolve(by_digest) == online.resolve(IMAGE)
     with offline.open_blob(digest)[0] as stream:
         assert Digest.of(stream.read()) == digest
-    for missing in (IMAGE, IMAGE.at(Digest.of(b"x"))):
+    for missing in (replace(IMAGE, tag="2"), IMAGE.at(Digest.of(b"x"))):
         with pytest.raises(ImageNotFound, match="no registry is asked"):
             offline.resolve(missing)
+    assert nobody.asked == []
+
+
+def test_offline_a_tag_is_what_it_was_last(cache: Path, registry: FakeRegistry) -> None:
+    opened(cache, registry, local=LOCAL).resolve(IMAGE)
+    registry.add_image(str(IMAGE), compression="zstd")
+    last = opened(cache, registry, local=LOCAL).resolve(IMAGE)
+    nobody = FakeRegistry()
+    offline = opened(cache, nobody, local=LOCAL, offline=True)
+    assert offline.resolve(IMAGE) == last
+    assert nobody.asked == []
+
+
+def test_offline_a_rewritten_tag_is_found_under_what_is_asked_for(cache: Path) -> None:
+    rules: dict[str, Any] = {"rewrite": {"r.example/team/*": "m.example/hub/*"}, "local": LOCAL}
+    registry = FakeRegistry()
+    registry.add_image("m.example/hub/base:1")
+    online = opened(cache, registry, **rules).resolve(IMAGE)
+    assert opened(cache, FakeRegistry(), offline=True, **rules).resolve(IMAGE) == online
+    with pytest.raises(ImageNotFound):  # the repository of this name has delivered nothing
+        opened(cache, FakeRegistry(), offline=True, local=LOCAL).resolve(IMAGE)
+
+
+def test_what_an_offline_build_uses_is_evicted_last(cache: Path, registry: FakeRegistry) -> None:
+    fetched(opened(cache, registry, local=LOCAL))
+    store = BlobStore(cache)
+    for path in cache.glob("blobs/*/*"):
+        os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    other = store.add(b"other")
+    os.utime(store.path(other), ns=(1, 0))
+    offline = opened(cache, FakeRegistry(), local=LOCAL, offline=True)
+    fetched(offline)
+    offline.release()
+    total = sum(path.stat().st_size for path in cache.glob("blobs/*/*"))
+    assert [path.name for path in store.evict(total - 1)] == [other.hex]
+
+
+def test_a_tag_whose_manifest_was_evicted_is_none(cache: Path, registry: FakeRegistry) -> None:
+    online = opened(cache, registry, local=LOCAL)
+    digest = online.resolve(IMAGE)[0].digest
+    online.release()
+    store = BlobStore(cache)
+    store.evict(0)
+    with pytest.raises(ImageNotFound):
+        opened(cache, FakeRegistry(), local=LOCAL, offline=True).resolve(IMAGE)
+    assert Kept(store).tagged(IMAGE) == digest
+    assert Kept(store).collect() == [str(IMAGE)]
+    assert Kept(store).tagged(IMAGE) is None
+    assert list((cache / "tags").iterdir()) == []
+
+
+def test_a_manifest_that_is_forgotten_takes_its_tags_along(
+    cache: Path, registry: FakeRegistry
+) -> None:
+    online = opened(cache, registry, local=LOCAL)
+    digest = online.resolve(IMAGE)[0].digest
+    other = replace(IMAGE, tag="other")
+    registry.add_image(str(other), compression="zstd")
+    online.resolve(other)
+    Kept(BlobStore(cache)).forget(digest)
+    offline = opened(cache, FakeRegistry(), local=LOCAL, offline=True)
+    assert offline.resolve(other) == online.resolve(other)
+    for gone in (IMAGE, IMAGE.at(digest)):
+        with pytest.raises(ImageNotFound):
+            offline.resolve(gone)
+
+
+def test_a_tag_that_nobody_can_read_is_none(cache: Path, registry: FakeRegistry) -> None:
+    opened(cache, registry, local=LOCAL).resolve(IMAGE)
+    (tag,) = (cache / "tags").iterdir()
+    for spoilt in (b"", b"\xff", b"sha256:12 x"):
+        tag.write_bytes(spoilt)
+        with pytest.raises(ImageNotFound):
+            opened(cache, FakeRegistry(), local=LOCAL, offline=True).resolve(IMAGE)
+
+
+def test_a_tag_is_kept_for_images_that_are_named_local_alone(
+    cache: Path, registry: FakeRegistry
+) -> None:
+    opened(cache, registry).resolve(IMAGE)
+    assert not (cache / "tags").exists()
+
+
+def layout_of(directory: Path, **parts: Any) -> LayoutClient:
+    blobs = MemoryBlobs()
+    root = make_image(blobs=blobs, **parts).root
+    store = BlobStore(directory)
+    for data in blobs.blobs.values():
+        store.add(data)
+    entry = {"mediaType": root.media_type, "digest": root.digest, "size": root.size}
+    index = {"schemaVersion": 2, "manifests": [entry]}
+    (directory / "index.json").write_text(json.dumps(index))
+    return LayoutClient(LayoutDirectory(directory))
+
+
+@pytest.mark.parametrize("rewrite", [{}, {"r.example/team/*": "m.example/*"}])
+def test_a_layout_in_a_registrys_place_is_what_offline_builds_find(
+    cache: Path, tmp_path: Path, rewrite: dict[str, str]
+) -> None:
+    settings = Settings(base_images=BaseImageSettings(offline=True, local=LOCAL, rewrite=rewrite))
+    pulling = Upstream(
+        settings, Anonymous(), ReachableSet(decision()), BlobStore(cache),
+        fetching=lambda *_: None, local_images={IMAGE: layout_of(tmp_path / "layout")},
+    )  # fmt: skip
+    digest = fetched(pulling)
+    pulling.close()
+    shutil.rmtree(tmp_path / "layout")
+    nobody = FakeRegistry()
+    offline = opened(cache, nobody, local=LOCAL, offline=True, rewrite=rewrite)
+    assert fetched(offline) == digest
     assert nobody.asked == []
 
 
