@@ -6,9 +6,8 @@ Read ``Build._build`` from top to bottom: each step takes what the one before ma
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -16,45 +15,38 @@ from builder.bases import BaseImage
 from builder.model import CONTEXT_NAME, Builder, BuildInput, BuildPlan
 from policies import engine, factsfile
 from policies.facts import BuildFacts
-from policies.model import Decision, Denial, Isolation, plain
+from policies.model import Decision, plain
 from policies.reference import DOCKER_HUB, Digest, ImageReference
-from runner import events, gc, outcome, publish
+from runner import events, gc, outcome, publish, ready
 from runner.bases import begins_with, read_bases, started_from
 from runner.cancel import Cancellation
 from runner.context import BuildContext, snapshot
 from runner.delivery import Delivery
 from runner.errors import (
-    BuilderCorrupt,
-    BuilderNotInstalled,
     Cancelled,
     InvalidReference,
-    IsolationUnavailable,
-    PolicyDenied,
     RunnerError,
     TimeExceeded,
-    UsageError,
 )
 from runner.events import Broadcast, Listener, Stage
-from runner.facts import build_facts, named_parts, offered, warnings
+from runner.facts import build_facts, warnings
 from runner.gateway.listen import UnixDoor
 from runner.gateway.registry import REPOSITORY
 from runner.gateway.session import Session
 from runner.journal import Journal
+from runner.ready import Parts
 from runner.registry.image import Platform
 from runner.request import BuilderUsed, BuildRequest, BuildResult, StartsFrom
 from runner.state import BuildDirectory
 from runner.stores.blobs import BlobStore
-from runner.stores.rootfs import Installed, RootfsStore
+from runner.stores.rootfs import Installed
 from runner.stores.unpacked import UnpackedStore
 from runner.tools import Tools
 from runner.unpack import Bases, Unpacking
 from runner.verify import StagedImage, VerifiedImage, verify
-from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Backend, Outcome, SandboxSpec
+from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Outcome, SandboxSpec
 
 _T = TypeVar("_T")
-
-PLATFORMS = ("linux/amd64",)
-"""What sandboxes here can run: the kernel inside emulates no other processor."""
 
 
 def submit(
@@ -81,16 +73,6 @@ def submit(
         directory.close()
         with suppress(OSError):  # the next one tries again
             gc.trim(tools.home, tools.settings)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What the request names, as this host has it."""
-
-    backend: Backend
-    builder: Builder
-    installed: Installed
-    isolations: frozenset[Isolation]
 
 
 class Build:
@@ -140,7 +122,7 @@ class Build:
             facts = self._facts(context, parts)
             decision = self._decide(facts)
         with ExitStack() as stack:
-            root = stack.enter_context(self._root(parts.installed))
+            root = stack.enter_context(ready.root(self._tools, parts.installed))
             place = parts.backend.reserve(self._directory.id)
             stack.callback(place.release)
             door = UnixDoor(place.door, GATEWAY_SOCKET, place.peer_uid)
@@ -199,26 +181,14 @@ class Build:
 
     # -- before anything untrusted is read -------------------------------------------------
 
-    def _prepare(self) -> _Parts:
+    def _prepare(self) -> Parts:
         """The parts that the request names, if they can be had."""
-        request, tools = self._request, self._tools
-        if request.platform not in PLATFORMS:
-            raise UsageError(
-                f"platform {request.platform!r} cannot be built here",
-                advice=f"One of: {', '.join(PLATFORMS)}.",
-            )
+        request = self._request
         for destination in request.destinations:
             publish.check_destination(destination)
         if request.output is not None:
             request.output.check()
-        backend, builder = named_parts(request, tools)
-        isolations, unavailable = offered(backend)
-        if unavailable is not None:
-            raise unavailable
-        installed = RootfsStore(tools.home.builders).installed(builder.name)
-        if installed is None:
-            raise BuilderNotInstalled(f"the root filesystem of {builder.name} is not installed")
-        return _Parts(backend, builder, installed, isolations)
+        return ready.parts(request, self._tools)
 
     # -- what can be known without running anything ------------------------------------------
 
@@ -238,7 +208,7 @@ class Build:
     def _facts(
         self,
         context: BuildContext,
-        parts: _Parts,
+        parts: Parts,
         bases: Mapping[ImageReference, BaseImage | None] | None = None,
     ) -> BuildFacts:
         facts = build_facts(
@@ -258,11 +228,7 @@ class Build:
         decision = engine.decide(self._tools.policies, facts)
         record = {"facts": factsfile.dump(facts), "decision": decision}
         self._directory.write("decision", record)
-        if isinstance(decision, Denial):
-            if decision.rule == "isolation":
-                raise IsolationUnavailable(decision.reason)
-            raise PolicyDenied(f"{decision.reason} ({decision.rule})")
-        return decision
+        return ready.allowed(decision)
 
     # -- the door, and what stands ready behind it -------------------------------------------
 
@@ -280,17 +246,6 @@ class Build:
             fetching=self._journal.fetching,
             local_images=self._request.local_images,
         )
-
-    @contextmanager
-    def _root(self, installed: Installed) -> Iterator[Installed]:
-        """The builder's root filesystem that was decided about, verified and kept."""
-        with RootfsStore(self._tools.home.builders).using(installed.name) as root:
-            if root.digest != installed.digest:
-                raise BuilderCorrupt(
-                    f"the root filesystem of {installed.name} was replaced just now",
-                    advice="Submit the build again.",
-                )
-            yield root
 
     def _resolve(
         self, session: Session, facts: BuildFacts, decision: Decision
@@ -310,7 +265,7 @@ class Build:
         return patiently("the base images were", partial(read_bases, facts, session.upstream))
 
     def _unpacking(
-        self, parts: _Parts, root: Installed, session: Session, decision: Decision
+        self, parts: Parts, root: Installed, session: Session, decision: Decision
     ) -> Unpacking:
         return Unpacking(
             name=self._directory.id,

@@ -3,15 +3,12 @@
 import argparse
 import gc
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from runner.cancel import Cancellation
 from runner.cli import view
 from runner.cli.options import build_request, configure_facts
+from runner.cli.signals import cancelled_by_signals
 from runner.cli.tools import assemble
 from runner.errors import OutputInvalid
 from runner.files import write_whole
@@ -37,7 +34,7 @@ def run(parsed: argparse.Namespace) -> int:
     seen = view.choose(json=parsed.json)
     cancellation = Cancellation()
     try:
-        with _signals(cancellation):
+        with cancelled_by_signals(cancellation):
             result = submit(request, tools, seen, cancellation)
     finally:
         seen.close()
@@ -54,25 +51,6 @@ def _check_digest_file(path: Path | None) -> None:
             f"{path.parent} is no directory that can be written",
             advice="--digest-file names a file in a directory that exists.",
         )
-
-
-@contextmanager
-def _signals(cancellation: Cancellation) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP cancels cleanly; a second one interrupts that too."""
-
-    def first(number: int, frame: object) -> None:
-        del frame
-        signal.signal(number, signal.default_int_handler)
-        # Never in the handler itself: it may have interrupted a holder of the locks it needs.
-        threading.Thread(target=cancellation.cancel, name="cancel").start()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, first) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _write_digest(path: Path, result: BuildResult) -> None:

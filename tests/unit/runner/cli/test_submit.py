@@ -1,11 +1,8 @@
 """What the command line takes, and how a command ends."""
 
 import argparse
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +11,6 @@ import pytest
 
 from policies.facts import SourceFacts
 from runner import cli
-from runner.cancel import Cancellation
 from runner.cli import submit
 from runner.cli.options import build_request
 from runner.errors import InvalidReference, OutputInvalid, RunnerError, UsageError
@@ -195,17 +191,3 @@ def test_help_imports_nothing_heavy() -> None:
     assert "runner.cli" in imported
     heavy = ("requests", "pydantic", "rich", "yaml", "urllib3", "structlog", "zstandard")
     assert [name for name in imported if name.startswith(heavy)] == []
-
-
-def test_the_first_signal_cancels_and_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    cancellation = Cancellation()
-    with submit._signals(cancellation):
-        os.kill(os.getpid(), signal.SIGTERM)
-        deadline = time.monotonic() + 5
-        while not cancellation._event.is_set() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert cancellation._event.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
