@@ -9,6 +9,7 @@
     │   ├── ConfigInvalid               2  config-invalid
     │   ├── DockerfileInvalid           2  dockerfile-invalid
     │   ├── StageUnknown                2  stage-unknown
+    │   ├── BaseImageUnknown            2  base-image-unknown
     │   ├── BuilderUnknown              2  builder-unknown
     │   ├── BuilderNotInstalled         2  builder-not-installed
     │   ├── BuilderInstallFailed        2  builder-install-failed
@@ -29,6 +30,7 @@
     │   ├── NothingStaged               5  nothing-staged
     │   ├── LayoutInvalid               5  layout-invalid
     │   ├── BaseImageInvalid            5  base-image-invalid
+    │   ├── BaseImageCorrupt            5  base-image-corrupt
     │   └── BuilderCorrupt              5  builder-corrupt
     ├── RegistryError                   6  registry
     │   ├── RegistryUnreachable         6  registry-unreachable
@@ -61,8 +63,10 @@ from sandbox.errors import IsolationError, IsolationMismatch, IsolationUnavailab
 
 __all__ = [
     "AddressDenied",
+    "BaseImageCorrupt",
     "BaseImageDenied",
     "BaseImageInvalid",
+    "BaseImageUnknown",
     "BuildFailed",
     "BuilderCorrupt",
     "BuilderInstallFailed",
@@ -113,6 +117,13 @@ class ConfigInvalid(UsageError):
 
     code = "config-invalid"
     default_advice = "docs/configuration.md describes each key."
+
+
+class BaseImageUnknown(UsageError):
+    """No base image of this name or digest is unpacked here."""
+
+    code = "base-image-unknown"
+    default_advice = "runner base list"
 
 
 class BuilderNotInstalled(UsageError):
@@ -226,6 +237,13 @@ class BaseImageInvalid(VerificationFailed):
 
     code = "base-image-invalid"
     default_advice = "It is not this build's fault: take another tag or digest of the base image."
+
+
+class BaseImageCorrupt(VerificationFailed):
+    """An unpacked base image is not what was written."""
+
+    code = "base-image-corrupt"
+    default_advice = "runner base remove DIGEST, then runner base pull IMAGE"
 
 
 class BuilderCorrupt(VerificationFailed):

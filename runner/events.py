@@ -76,7 +76,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Something long: ``done`` of ``total`` bytes."""
+    """Something long: ``done`` of ``total`` bytes, or of 0 where nobody knows how many."""
 
     what: str
     done: int

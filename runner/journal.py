@@ -53,11 +53,13 @@ class Journal:
 
     def unpacking(self, image: ImageReference, writer: BlobWriter) -> Callable[[memoryview], None]:
         """What takes an unpacked image into the store, piece by piece."""
+        what = f"unpack {image}"
+        self.emit(events.Progress(what, 0, 0))  # the first piece comes when all of it is packed
 
         def take(piece: memoryview) -> None:
             self._cancellation.check()
             writer.write(piece)
-            self.emit(events.Progress(f"unpack {image}", writer.size, 0))
+            self.emit(events.Progress(what, writer.size, 0))
 
         return take
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from builder.model import (
     DOOR,
@@ -35,6 +35,7 @@ from runner.cancel import Cancellation
 from runner.errors import (
     BaseImageInvalid,
     BuildFailed,
+    ImageNotFound,
     LimitExceeded,
     RunnerError,
     SandboxFailed,
@@ -50,6 +51,8 @@ from runner.stores.rootfs import Installed
 from runner.stores.unpacked import Checked, Identity, Unpacked, UnpackedStore
 from runner.verify import CheckedLayer, StagedImage, verify
 from sandbox.model import Backend, SandboxSpec
+
+_T = TypeVar("_T")
 
 FETCHED_AT_A_TIME = 3
 _OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -117,29 +120,27 @@ class Unpacking:
             RegistryError: A repository does not deliver a blob of its image.
             RunnerError: A sandbox is not what it should be, or the build was cancelled.
         """
+        return self._bases(self._patiently(partial(self._named, dockerfile)))
+
+    def _patiently(self, work: Callable[[], _T]) -> _T:
         seconds = self._decision.limits.wall_seconds
         late = TimeExceeded(f"the base images were not fetched in {seconds} s")
-        fetch = partial(self._fetched, dockerfile)
-        return self._bases(self._cancellation.waiting(fetch, seconds, late))
+        return self._cancellation.waiting(work, seconds, late)
 
-    def _fetched(self, dockerfile: DockerfileFacts) -> dict[ImageReference, BaseParts | None]:
-        """The parts of each image that is resolved, with all their blobs; None for what is left
-        to the builder.
-        """
+    def _named(self, dockerfile: DockerfileFacts) -> dict[ImageReference, BaseParts | None]:
+        """The parts of each resolved image, fetched; None for what is left to the builder."""
         resolved = self._upstream.resolved()
         foreign = {stage.image for stage in dockerfile.stages if stage.foreign}
         named = (image for image in dockerfile.images if image.pulled() in resolved)
         found = {image: self._only_part(image) if image not in foreign else None for image in named}
-        bases = [base for base in found.values() if base is not None]
-        _side_by_side(
-            [
-                partial(self._upstream.fetch, base.image, blob)
-                for base in bases
-                for blob in base.blobs
-            ],
-            FETCHED_AT_A_TIME,
-        )
+        self._fetch([base for base in found.values() if base is not None])
         return found
+
+    def _fetch(self, bases: Sequence[BaseParts]) -> None:
+        """Every blob, each from its image's own repository."""
+        fetch = self._upstream.fetch
+        works = [partial(fetch, base.image, blob) for base in bases for blob in base.blobs]
+        _side_by_side(works, FETCHED_AT_A_TIME)
 
     def _bases(self, images: Mapping[ImageReference, BaseParts | None]) -> Bases:
         names: dict[Digest, list[ImageReference]] = {}
@@ -151,7 +152,7 @@ class Unpacking:
                 continue
             key = base.root.digest
             if key not in found and len(found) < MOST_BASES:
-                unpacked = self._unpacked(image, base)
+                unpacked = self._unpacked_if_possible(image, base)
                 if unpacked is not None:
                     found[key] = base, unpacked
             if key in found:
@@ -161,7 +162,7 @@ class Unpacking:
         for number, (key, (base, unpacked)) in enumerate(found.items()):
             at = self._builder.base_at(number)
             path = self._held.path(unpacked.packed)
-            how = self._how(unpacked)
+            how = self.how(unpacked)
             packed = f"base-{number}.erofs"
             if how is Provided.MOUNTED:
                 mounted[at] = path
@@ -188,15 +189,44 @@ class Unpacking:
             vouched=tuple(vouched),
         )
 
-    def _how(self, unpacked: Unpacked) -> Provided:
-        # gVisor's EROFS refuses files with extended attributes.
-        mounts = self._backend.mounts_images() and not unpacked.attributes
+    def unpack(self, image: ImageReference) -> Unpacked:
+        """``image``, resolved by now, whatever it takes; it stays until ``release``.
+
+        Raises:
+            ImageNotFound: It is of other platforms.
+            BaseImageInvalid: It is not a sound image, or several.
+            RunnerError: It cannot be unpacked.
+        """
+        base = self._patiently(partial(self._one, image))
+        try:
+            return self._unpacked(image, base)
+        except BuildFailed as error:  # of what packs it; no build is there to fail
+            raise SandboxFailed(
+                f"{image} could not be unpacked: {error.message}",
+                advice="What the sandbox wrote is shown above; runner doctor checks this host.",
+            ) from None
+
+    def _one(self, image: ImageReference) -> BaseParts:
+        found = self._parts(image)
+        if not found:
+            raise ImageNotFound(f"{image} has no image for {self._platform}")
+        if len(found) > 1:
+            raise BaseImageInvalid(f"{image} has {len(found)} images for {self._platform}")
+        self._fetch(found)
+        return found[0]
+
+    def how(self, unpacked: Unpacked) -> Provided:
+        """How it comes into a build's sandbox."""
+        mounts = self._backend.mounts_images() and unpacked.mountable
         return Provided.MOUNTED if mounts else Provided.COPIED
 
     def _only_part(self, image: ImageReference) -> BaseParts | None:
         """The image that every builder takes; None where an index leaves a choice."""
-        found = parts(image.pulled(), self._upstream, Platform.parse(self._platform))
+        found = self._parts(image)
         return found[0] if len(found) == 1 else None
+
+    def _parts(self, image: ImageReference) -> list[BaseParts]:
+        return parts(image.pulled(), self._upstream, Platform.parse(self._platform))
 
     def _layers(self, base: BaseParts) -> tuple[CheckedLayer, ...]:
         config = read_config(base, self._upstream)
@@ -205,8 +235,19 @@ class Unpacking:
             for layer, diff_id in zip(base.parsed.layers, config.diff_ids, strict=True)
         )
 
-    def _unpacked(self, image: ImageReference, base: BaseParts) -> Unpacked | None:
-        """From the store or made now; None where that cannot be, which the user is told."""
+    def _unpacked_if_possible(self, image: ImageReference, base: BaseParts) -> Unpacked | None:
+        """None where it cannot be unpacked, which the user is told."""
+        try:
+            return self._unpacked(image, base)
+        except (LimitExceeded, SandboxFailed, BuildFailed) as error:
+            self._journal.warn(
+                f"{image} could not be unpacked before the build, which pulls it now: "
+                f"{error.message}"
+            )
+            return None
+
+    def _unpacked(self, image: ImageReference, base: BaseParts) -> Unpacked:
+        """From the store, or made now."""
         identity = Identity(
             image=base.root.digest, platform=self._platform, builder=self._root.digest
         )
@@ -215,14 +256,7 @@ class Unpacking:
         with self._store.turn(identity, self._cancellation.check):
             if (known := self._store.find(identity, self._held)) is not None:
                 return known
-            try:
-                return self._make(image, base, identity)
-            except (LimitExceeded, SandboxFailed, BuildFailed) as error:
-                self._journal.warn(
-                    f"{image} could not be unpacked before the build, which pulls it now: "
-                    f"{error.message}"
-                )
-                return None
+            return self._make(image, base, identity)
 
     # -- one image -------------------------------------------------------------------------
 

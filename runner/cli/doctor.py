@@ -12,6 +12,7 @@ from runner.cli.tools import BUILDERS, OPERATOR_POLICY, backend, operator_policy
 from runner.errors import CheckFailed, RunnerError
 from runner.files import Home
 from runner.stores.rootfs import RootfsStore
+from sandbox.local import LocalBackend
 from sandbox.probe import Row, Verdict, probe
 
 _ROOM_BYTES = 10 * GIB
@@ -53,7 +54,9 @@ def _rows() -> Iterator[Row]:
     except RunnerError as error:
         yield _failed("state", error)
         return
-    yield from probe(backend(home, loaded), loaded.local.runsc)
+    local = backend(home, loaded)
+    yield from probe(local, loaded.local.runsc)
+    yield _base_images(local)
     for name in BUILDERS:
         yield _builder(home, name)
     yield _bootstrap()
@@ -70,6 +73,23 @@ def _room(home: Home) -> Row:
         mend = "runner gc, or set XDG_STATE_HOME and XDG_DATA_HOME to a larger file system"
         return Row(name="state", verdict=Verdict.WARN, detail=detail, mend=mend)
     return Row(name="state", verdict=Verdict.OK, detail=detail)
+
+
+def _base_images(local: LocalBackend) -> Row:
+    try:
+        mounts = local.mounts_images()
+    except RunnerError as error:  # its own row says it, too
+        return Row(
+            name="base images", verdict=Verdict.WARN, detail=error.message, mend=error.advice
+        )
+    if mounts:
+        return Row(name="base images", verdict=Verdict.OK, detail="unpacked once, then mounted")
+    return Row(
+        name="base images",
+        verdict=Verdict.WARN,
+        detail="this runsc cannot mount them: each build copies them into its own memory",
+        mend="A runsc of 2026-01-26 or later mounts them, which is faster: gvisor.dev",
+    )
 
 
 def _builder(home: Home, name: str) -> Row:

@@ -1,6 +1,7 @@
 """``runner gc``: remove whatever killed runs left behind."""
 
 import argparse
+from collections.abc import Iterable
 
 from runner import settings
 from runner.cli import view
@@ -19,9 +20,14 @@ def run(parsed: argparse.Namespace) -> int:
     del parsed
     home = Home.find()
     home.prepare()
-    removed = 0
-    for what in collect(home, settings.load()):
-        view.say("removed", what)
-        removed += 1
-    view.say("gc", f"{removed} removed")
+    report(collect(home, settings.load()))
     return 0
+
+
+def report(removed: Iterable[str]) -> None:
+    """Says what was removed, one by one."""
+    count = 0
+    for what in removed:
+        view.say("removed", what)
+        count += 1
+    view.say("gc", f"{count} removed")

@@ -175,14 +175,21 @@ class TerminalView(TextView):
         self._console.print(Text(f"{label:<10} ", style=style), Text(text), sep="", soft_wrap=True)
 
     def _progress(self, event: events.Progress) -> None:
-        if event.total <= MIB:
+        if 0 < event.total <= MIB:
             return
+        total = event.total or None  # a bar without an end moves all the same
         task = self._tasks.get(event.what)
         if task is None:
-            task = self._tasks[event.what] = self._bars.add_task(clean(event.what))
-        self._bars.update(task, completed=event.done, total=event.total)
-        if event.done >= event.total:
+            task = self._tasks[event.what] = self._bars.add_task(clean(event.what), total=total)
+        self._bars.update(task, completed=event.done, total=total)
+        if total is not None and event.done >= total:
             self._bars.remove_task(self._tasks.pop(event.what))
+
+    def _stage_ended(self, stage: events.Stage, seconds: float) -> None:
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+        super()._stage_ended(stage, seconds)
 
     def close(self) -> None:
         super().close()
