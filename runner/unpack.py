@@ -282,7 +282,7 @@ class Unpacking:
                 identity,
                 writer,
                 self._held,
-                name=str(image),
+                name=str(image.explicit()),
                 attributes=verified.attributes,
                 checked=Checked.under(limits),
             )

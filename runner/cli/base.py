@@ -174,6 +174,6 @@ def _matcher(wanted: str) -> Callable[[Unpacked], bool]:
     except InvalidReference:
         reference = ImageReference.parse(wanted).explicit()
         if reference.digest is None:
-            return lambda image: ImageReference.parse(image.name).explicit() == reference
+            return lambda image: image.name == str(reference)
         digest = reference.digest
     return lambda image: image.identity.image == digest

@@ -109,3 +109,20 @@ def test_where_nothing_can_move_there_are_plain_lines(
     assert type(seen) is TextView
     seen(events.Warned("w"))
     assert capsys.readouterr().err == "warning    w\n"
+
+
+def test_a_bar_without_an_end_goes_with_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    seen = view.choose(json=False)
+    assert isinstance(seen, TerminalView)
+    seen(events.Progress("pull", 1, 100))  # too small for a bar
+    seen(events.Progress("pull", 1 << 20, 2 << 20))
+    seen(events.Progress("unpack", 0, 0))
+    seen(events.Progress("unpack", 5 << 20, 0))
+    assert [task.description for task in seen._bars.tasks] == ["pull", "unpack"]
+    seen(events.Progress("pull", 2 << 20, 2 << 20))
+    assert [task.description for task in seen._bars.tasks] == ["unpack"]
+    seen(events.StageEnded(events.Stage.BASES, 1.0))
+    assert seen._bars.tasks == []
+    seen.close()
