@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from policies.reference import Digest, ImageReference
-from runner.errors import ImageNotFound, LayoutInvalid
+from runner.errors import ImageNotFound, LayoutInvalid, VerificationFailed
 from runner.registry import strictjson
-from runner.registry.image import MANIFEST_BYTES, Descriptor
+from runner.registry.image import MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST, Descriptor
 from runner.registry.strictjson import JsonObject
 from runner.stores.blobs import CHUNK_BYTES
 
@@ -37,7 +37,7 @@ class LayoutFiles(Protocol):
 class LayoutClient:
     """Reads what ``RegistryClient`` would pull.
 
-    Every method raises ImageNotFound, and VerificationFailed where the layout is none.
+    Every method raises ImageNotFound, and LayoutInvalid for what is no layout.
     """
 
     def __init__(self, files: LayoutFiles, name: str | None = None) -> None:
@@ -47,15 +47,20 @@ class LayoutClient:
 
     def manifest(self, reference: ImageReference) -> tuple[Descriptor, bytes]:
         """The image that is meant, or the one that ``reference`` names by digest."""
+        try:
+            return self._manifest(reference.digest)
+        except VerificationFailed as error:
+            raise LayoutInvalid(f"{self._files}: {error.message}") from None
+
+    def _manifest(self, digest: Digest | None) -> tuple[Descriptor, bytes]:
         index = strictjson.parse(self._small("index.json"), most_bytes=MANIFEST_BYTES)
         entries = list(index.children("manifests"))
-        digest = reference.digest or self._meant(entries)
+        digest = digest or self._meant(entries)
         data = self._small(_blob(digest))
         if hashlib.new(digest.algorithm, data).hexdigest() != digest.hex:
-            raise LayoutInvalid(f"{self._files} has other bytes under {digest}")
-        listed = {entry.digest("digest"): entry for entry in entries}
-        entry = listed.get(digest) or strictjson.parse(data, most_bytes=MANIFEST_BYTES)
-        return Descriptor(entry.text("mediaType"), digest, len(data)), data
+            raise VerificationFailed(f"other bytes under {digest}")
+        listed = {entry.digest("digest"): entry.text("mediaType") for entry in entries}
+        return Descriptor(listed.get(digest) or _media_type(data), digest, len(data)), data
 
     def _meant(self, entries: list[JsonObject]) -> Digest:
         named = [entry for entry in entries if self._name in {None, _name(entry)}]
@@ -90,6 +95,14 @@ class LayoutClient:
 
 def _blob(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _media_type(data: bytes) -> str:
+    """Of a manifest that no index of the layout lists; OCI lets it say nothing of itself."""
+    document = strictjson.parse(data, most_bytes=MANIFEST_BYTES)
+    if "mediaType" in document:
+        return document.text("mediaType")
+    return OCI_INDEX if "manifests" in document else OCI_MANIFEST
 
 
 def _name(entry: JsonObject) -> str:

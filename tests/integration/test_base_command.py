@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from policies.reference import Digest
+from runner.registry.image import OCI_INDEX, OCI_MANIFEST
 from runner.settings import LocalSettings, Settings
 from runner.stores.blobs import BlobStore
 from runner.stores.unpacked import UnpackedStore
@@ -158,6 +159,28 @@ def test_an_image_that_no_offline_build_may_use_is_pulled_with_a_warning(
     ran = alone.run("base", "pull", "other.example/toolbox:1", "--from", f"oci:{layout}")
     assert ran.status == 0
     assert "local of [base_images] in config.toml does not name it" in ran.stderr
+
+
+def test_an_index_is_found_offline_by_its_tag_and_by_its_digest(
+    alone: Person, layout: Path, place: Path
+) -> None:
+    indexed = place / "indexed"
+    subprocess.run(["cp", "-r", layout, indexed], check=True)
+    index = json.loads((indexed / "index.json").read_bytes())
+    index["manifests"][0]["platform"] = {"os": "linux", "architecture": "amd64"}
+    foreign = {"mediaType": OCI_MANIFEST, "digest": Digest.of(b"not copied"), "size": 10}
+    foreign["platform"] = {"os": "linux", "architecture": "arm64"}
+    index["manifests"].append(foreign)
+    data = json.dumps({**index, "mediaType": OCI_INDEX}).encode()
+    entry = {"mediaType": OCI_INDEX, "digest": BlobStore(indexed).add(data), "size": len(data)}
+    (indexed / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    pulled = alone.run("base", "pull", IMAGE, "--from", f"oci:{indexed}")
+    assert (pulled.status, pulled.stdout) == (0, f"{Digest.of(data)}\n"), pulled.stderr
+    name = IMAGE.rpartition(":")[0]
+    dockerfile = f"FROM {IMAGE}\nRUN true\nFROM {name}@{Digest.of(data)}\nRUN true\n"
+    built = alone.run("submit", "--untrusted", write_context(place / "context", dockerfile))
+    assert built.status == 0, built.stderr
+    assert len(UnpackedStore(alone.home.unpacked).all()) == 1
 
 
 # -- what ends a pull ----------------------------------------------------------------------------

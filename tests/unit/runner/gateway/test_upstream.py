@@ -291,18 +291,20 @@ def test_offline_a_rewritten_tag_is_found_under_what_is_asked_for(cache: Path) -
         opened(cache, FakeRegistry(), offline=True, local=LOCAL).resolve(IMAGE)
 
 
-def test_what_an_offline_build_uses_is_evicted_last(cache: Path, registry: FakeRegistry) -> None:
-    fetched(opened(cache, registry, local=LOCAL))
-    store = BlobStore(cache)
-    for path in cache.glob("blobs/*/*"):
-        os.utime(path, ns=(0, path.stat().st_mtime_ns))
-    other = store.add(b"other")
-    os.utime(store.path(other), ns=(1, 0))
+def test_what_an_offline_build_has_resolved_stays_until_its_end(
+    cache: Path, registry: FakeRegistry
+) -> None:
+    online = opened(cache, registry, local=LOCAL)
+    digest = online.resolve(IMAGE)[0].digest
+    online.release()
     offline = opened(cache, FakeRegistry(), local=LOCAL, offline=True)
-    fetched(offline)
+    offline.resolve(IMAGE)
+    store = BlobStore(cache)
+    store.evict(0)
+    assert store.size(digest) is not None
     offline.release()
-    total = sum(path.stat().st_size for path in cache.glob("blobs/*/*"))
-    assert [path.name for path in store.evict(total - 1)] == [other.hex]
+    store.evict(0)
+    assert store.size(digest) is None
 
 
 def test_a_tag_whose_manifest_was_evicted_is_none(cache: Path, registry: FakeRegistry) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from policies.reference import Digest, ImageReference
-from runner.errors import ImageNotFound, LayoutInvalid, VerificationFailed
-from runner.registry.image import OCI_MANIFEST
+from runner.errors import ImageNotFound, LayoutInvalid
+from runner.registry.image import OCI_INDEX, OCI_MANIFEST
 from runner.registry.layout import NAME, LayoutClient, LayoutDirectory
 from runner.stores.blobs import BlobStore
 
@@ -42,6 +42,17 @@ def test_a_manifest_is_found_by_digest_also_below_an_index(tmp_path: Path) -> No
     assert (descriptor.media_type, data) == (OCI_MANIFEST, MANIFEST)
 
 
+@pytest.mark.parametrize(
+    ("document", "media_type"), [({"config": {}}, OCI_MANIFEST), ({"manifests": []}, OCI_INDEX)]
+)
+def test_what_says_nothing_of_itself_is_taken_for_ocis(
+    tmp_path: Path, document: dict[str, object], media_type: str
+) -> None:
+    client = layout(tmp_path, MANIFEST)
+    digest = BlobStore(tmp_path).add(json.dumps(document).encode())
+    assert client.manifest(IMAGE.at(digest))[0].media_type == media_type
+
+
 def test_several_images_are_not_guessed_from(tmp_path: Path) -> None:
     with pytest.raises(ImageNotFound, match="2 images"):
         layout(tmp_path, MANIFEST, MANIFEST + b" ").manifest(IMAGE)
@@ -57,7 +68,7 @@ def test_blobs_come_in_pieces(tmp_path: Path) -> None:
 def test_what_is_no_layout_is_refused(tmp_path: Path, broken: bytes | None) -> None:
     if broken is not None:
         (tmp_path / "index.json").write_bytes(broken)
-    with pytest.raises((ImageNotFound, VerificationFailed)):
+    with pytest.raises((ImageNotFound, LayoutInvalid)):
         LayoutClient(LayoutDirectory(tmp_path)).manifest(IMAGE)
 
 
