@@ -13,10 +13,9 @@ import re
 from collections.abc import Iterator
 
 from builder.model import (
+    BASE,
     CONFIG,
     CONTEXT_TAR,
-    LAYOUT,
-    LAYOUT_IMAGE,
     RUNNER,
     WORKSPACE,
     BuildInput,
@@ -164,7 +163,7 @@ class Buildah:
         return BuildPlan(
             commands=(
                 ("buildah", "pull", "--quiet", f"--signature-policy={CONFIG}/policy.json",
-                 f"--platform={platform}", f"oci:{LAYOUT}:{LAYOUT_IMAGE}"),
+                 f"--platform={platform}", f"dir:{BASE}"),
                 # Blocks of file data must be whole ones, or gVisor says "bad address".
                 ("mkfs.erofs", "--quiet", "-Enoinline_data", PACKED, f"{STORE}/storage"),
             ),

@@ -14,11 +14,12 @@ CONFIG = f"{RUNNER}/config"
 """The plan's files."""
 DOOR = f"{RUNNER}/door"
 """Inside every sandbox: the sockets to the host, and the inputs once they were released."""
-LAYOUT_NAME = "layout"
-LAYOUT = f"{DOOR}/{LAYOUT_NAME}"
-"""Where an OCI layout arrives, in a sandbox that unpacks a base image."""
-LAYOUT_IMAGE = "runner.invalid/base:unpacked"
-"""What its index calls its only image; no such registry can exist."""
+BASE_NAME = "base"
+BASE = f"{DOOR}/{BASE_NAME}"
+"""Where an image arrives, in a sandbox that unpacks it: as a directory of the kind that
+containers/image calls ``dir:``, the only one that holds Docker's manifests unchanged and gives the
+image no name. ``manifest.json`` is what was resolved, ``HEX.manifest.json`` the manifest of the
+platform where that is an index, and ``HEX`` each blob."""
 CONTEXT_NAME = "context.tar"
 CONTEXT_TAR = f"{DOOR}/{CONTEXT_NAME}"
 """Where the context arrives, once the sandbox was accepted."""
@@ -136,7 +137,7 @@ class Builder(Protocol):
         """Where the builder wants the base image with this number. Pure."""
 
     def unpack(self, platform: str) -> BuildPlan:
-        """How to unpack the image at LAYOUT and to pack it into one EROFS image. Pure.
+        """How to unpack the image at BASE and to pack it into one EROFS image. Pure.
 
         Args:
             platform: ``OS/ARCHITECTURE`` to take of an index.

@@ -1,13 +1,16 @@
 """Base images as documents: what was resolved, of which parts it consists, what it brings along."""
 
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from builder.bases import BaseImage
 from policies.facts import BuildFacts, DockerfileFacts
 from policies.reference import Digest, ImageReference
-from runner.errors import RunnerError
+from runner.errors import RunnerError, VerificationFailed
 from runner.gateway.upstream import Upstream
+from runner.hashed import hashed_chunks
 from runner.registry.image import (
     CONFIG_BYTES,
     Config,
@@ -20,6 +23,7 @@ from runner.registry.image import (
     parse_manifest,
 )
 from runner.request import StartsFrom
+from runner.stores.blobs import BlobSource
 from runner.verify import VerifiedImage
 
 
@@ -131,6 +135,32 @@ def begins_with(
         if image.begins_with(lowest):
             return StartsFrom(image=str(base), digest=found.root.digest, layers=len(lowest))
     return None
+
+
+class WithDocuments:
+    """The manifests of a base image, and all blobs of where they were fetched, as one source."""
+
+    def __init__(self, base: BaseParts, blobs: BlobSource) -> None:
+        self._documents = base.documents
+        self._blobs = blobs
+
+    def size(self, digest: Digest) -> int | None:
+        document = self._documents.get(digest)
+        return len(document) if document is not None else self._blobs.size(digest)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        document = self._documents.get(digest)
+        return io.BytesIO(document) if document is not None else self._blobs.open(digest)
+
+
+def is_sound(blob: Descriptor, source: BlobSource) -> bool:
+    """Whether the blob has the bytes that its digest stands for."""
+    try:
+        for _ in hashed_chunks(source, blob):
+            pass
+    except VerificationFailed:
+        return False
+    return True
 
 
 # -- what they bring along ---------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Asking a build to end, from any thread."""
 
+import contextlib
+import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -72,3 +74,28 @@ class Cancellation:
         finally:
             with self._lock:
                 self._callbacks.remove(callback)
+
+
+def side_by_side(works: Sequence[Callable[[], None]], at_a_time: int) -> None:
+    """Does all of it, and raises the first error. Threads that hang are left alone."""
+    waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for work in works:
+        waiting.put(work)
+
+    def run() -> None:
+        while not waiting.empty():
+            with contextlib.suppress(queue.Empty):
+                work = waiting.get_nowait()
+                try:
+                    work()
+                except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+                    ended.put(error)
+                else:
+                    ended.put(None)
+
+    for _ in range(min(at_a_time, len(works))):
+        threading.Thread(target=run, name="fetch", daemon=True).start()
+    for _ in works:
+        if (error := ended.get()) is not None:
+            raise error

@@ -11,8 +11,9 @@ data after entries that have none, nothing but zeros after the end.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NoReturn
 
 from runner.errors import VerificationFailed
@@ -44,11 +45,22 @@ _POSITIVE, _NEGATIVE = 0x80, 0xFF
 _FILES = frozenset({b"0", b"\0", b"7"})
 _HARD_LINK = b"1"
 _WITHOUT_DATA = frozenset({_HARD_LINK, b"2", b"3", b"4", b"5", b"6"})
+_DEVICES = frozenset({b"3", b"4"})
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_SPARSE = b"x", b"g", b"L", b"K", b"S"
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 """Hides what lower layers have in its directory; file systems keep that as an attribute."""
 _ATTRIBUTES = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
+
+
+class Special(IntEnum):
+    """What not every file system and every tool keeps."""
+
+    NOTHING = 0
+    ATTRIBUTES = 1
+    """An extended attribute, or the number of a device."""
+    SECURITY = 2
+    """An attribute that goes when an owner is set after it, such as a file's capabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +92,8 @@ class HeaderReader:
         self._path_bytes = path_bytes
         self._seen = seen
         self.entries = 0
-        self.attributes = False
-        """Whether something in the archive becomes an extended attribute."""
+        self.special = Special.NOTHING
+        """The most special thing in the archive so far."""
         self._skip = 0  # bytes of file data and padding until the next header
         self._want = BLOCK  # bytes that make the next header, or extended header with padding
         self._gathered = bytearray()
@@ -145,7 +157,7 @@ class HeaderReader:
         if self._pax is not None and self._long:
             _fail("long names of two kinds for one entry", "tar-header")
         pax = self._pax or {}
-        self.attributes |= any(key.startswith(_ATTRIBUTES) for key in pax)
+        self._note_attributes(pax)
         if b"size" in pax:
             size = _pax_size(pax[b"size"], size)
         short = prefix + b"/" + _text(block[:100]) if prefix else _text(block[:100])
@@ -172,9 +184,18 @@ class HeaderReader:
             _fail(f"an entry named {_shown(entry.name)}", "entry-escape")
         if entry.kind == _HARD_LINK and _escapes(entry.link):
             _fail(f"a hard link to {_shown(entry.link)}", "hard-link-escape")
-        self.attributes |= entry.name.rstrip(b"/").endswith(_OPAQUE)
+        if entry.kind in _DEVICES or entry.name.rstrip(b"/").endswith(_OPAQUE):
+            self.special = max(self.special, Special.ATTRIBUTES)
         if self._seen:
             self._seen(entry)
+
+    def _note_attributes(self, pax: Mapping[bytes, bytes]) -> None:
+        for key in pax:
+            name = next((key.removeprefix(p) for p in _ATTRIBUTES if key.startswith(p)), None)
+            if name is not None:
+                security = name.startswith(b"security.")
+                special = Special.SECURITY if security else Special.ATTRIBUTES
+                self.special = max(self.special, special)
 
     def _count(self) -> None:
         self.entries += 1

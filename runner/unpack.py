@@ -5,22 +5,17 @@ has delivered each blob of it: who knows a private image's digest alone gets not
 cannot be unpacked before is pulled by the build itself, through the gateway.
 """
 
-import contextlib
-import io
-import json
-import queue
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from builder.model import (
+    BASE_NAME,
     DOOR,
-    LAYOUT_IMAGE,
-    LAYOUT_NAME,
     MOST_BASES,
     BaseLayer,
     Builder,
@@ -29,10 +24,11 @@ from builder.model import (
 from policies.facts import DockerfileFacts
 from policies.model import Decision
 from policies.reference import Digest, ImageReference
-from runner import outcome
-from runner.bases import BaseParts, parts, read_config
-from runner.cancel import Cancellation
+from runner import events, outcome
+from runner.bases import BaseParts, WithDocuments, is_sound, parts, read_config
+from runner.cancel import Cancellation, side_by_side
 from runner.errors import (
+    BaseImageCorrupt,
     BaseImageInvalid,
     BuildFailed,
     ImageNotFound,
@@ -42,11 +38,12 @@ from runner.errors import (
     TimeExceeded,
     VerificationFailed,
 )
+from runner.files import disk_full_is_a_limit
 from runner.gateway.upstream import Upstream
 from runner.journal import Journal
+from runner.layers import Special
 from runner.registry.image import LAYER_TYPES, Platform
 from runner.request import Provided
-from runner.stores.blobs import BlobSource
 from runner.stores.rootfs import Installed
 from runner.stores.unpacked import Checked, Identity, Unpacked, UnpackedStore
 from runner.verify import CheckedLayer, StagedImage, verify
@@ -55,7 +52,6 @@ from sandbox.model import Backend, SandboxSpec
 _T = TypeVar("_T")
 
 FETCHED_AT_A_TIME = 3
-_OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +136,7 @@ class Unpacking:
         """Every blob, each from its image's own repository."""
         fetch = self._upstream.fetch
         works = [partial(fetch, base.image, blob) for base in bases for blob in base.blobs]
-        _side_by_side(works, FETCHED_AT_A_TIME)
+        side_by_side(works, FETCHED_AT_A_TIME)
 
     def _bases(self, images: Mapping[ImageReference, BaseParts | None]) -> Bases:
         names: dict[Digest, list[ImageReference]] = {}
@@ -208,8 +204,6 @@ class Unpacking:
 
     def _one(self, image: ImageReference) -> BaseParts:
         found = self._parts(image)
-        if not found:
-            raise ImageNotFound(f"{image} has no image for {self._platform}")
         if len(found) > 1:
             raise BaseImageInvalid(f"{image} has {len(found)} images for {self._platform}")
         self._fetch(found)
@@ -217,6 +211,8 @@ class Unpacking:
 
     def how(self, unpacked: Unpacked) -> Provided:
         """How it comes into a build's sandbox."""
+        # gVisor's EROFS refuses files with extended attributes and loses the numbers of devices:
+        # a character device without one is a whiteout, and gone.
         mounts = self._backend.mounts_images() and unpacked.mountable
         return Provided.MOUNTED if mounts else Provided.COPIED
 
@@ -226,7 +222,13 @@ class Unpacking:
         return found[0] if len(found) == 1 else None
 
     def _parts(self, image: ImageReference) -> list[BaseParts]:
-        return parts(image.pulled(), self._upstream, Platform.parse(self._platform))
+        found = parts(image.pulled(), self._upstream, Platform.parse(self._platform))
+        if not found:
+            raise ImageNotFound(
+                f"{image} has no image for {self._platform}",
+                advice="docker buildx imagetools inspect lists the platforms that it has.",
+            )
+        return found
 
     def _layers(self, base: BaseParts) -> tuple[CheckedLayer, ...]:
         config = read_config(base, self._upstream)
@@ -248,15 +250,31 @@ class Unpacking:
 
     def _unpacked(self, image: ImageReference, base: BaseParts) -> Unpacked:
         """From the store, or made now."""
+        plan = self._builder.unpack(self._platform)
         identity = Identity(
-            image=base.root.digest, platform=self._platform, builder=self._root.digest
+            image=base.root.digest,
+            platform=self._platform,
+            builder=Digest.of(f"{self._root.digest}\n{plan!r}".encode()),
         )
         if (known := self._store.find(identity, self._held)) is not None:
             return known
-        with self._store.turn(identity, self._cancellation.check):
+        with self._store.turn(identity, self._waiting(image)):
             if (known := self._store.find(identity, self._held)) is not None:
                 return known
             return self._make(image, base, identity)
+
+    def _waiting(self, image: ImageReference) -> Callable[[], None]:
+        """What to call while another build unpacks ``image``; it ends the wait in time."""
+        seconds = self._decision.limits.wall_seconds
+        end = time.monotonic() + seconds
+
+        def wait() -> None:
+            self._cancellation.check()
+            self._journal.emit(events.Progress(f"wait for whoever unpacks {image}", 0, 0))
+            if time.monotonic() > end:
+                raise TimeExceeded(f"another run has been unpacking {image} for {seconds} s")
+
+        return wait
 
     # -- one image -------------------------------------------------------------------------
 
@@ -264,46 +282,54 @@ class Unpacking:
         limits = self._decision.limits
         try:
             verified = verify(
-                StagedImage(base.manifest, _Documents(base.documents, self._upstream)),
+                StagedImage(base.manifest, WithDocuments(base, self._upstream)),
                 limits=limits,
                 platform=None,
                 claimed=None,
                 progress=self._journal.verifying(limits.wall_seconds),
             )
         except VerificationFailed as error:
-            raise BaseImageInvalid(f"{image}: {error.message}") from None
+            self._require_undamaged(image, base)
+            message = error.message.removesuffix(f" [{error.rule}]")
+            raise BaseImageInvalid(f"{image}: {message}", rule=error.rule) from None
+        if verified.special is Special.SECURITY:
+            # fsck.erofs sets owners last.
+            raise BuildFailed("its files have capabilities, which would get lost")
         with (
-            tempfile.TemporaryDirectory(prefix="runner-layout-") as temporary,
+            tempfile.TemporaryDirectory(dir=self._held.directory) as temporary,
             self._store.arriving() as writer,
         ):
-            inputs = self._layout(base, Path(temporary))
-            self._run(image, inputs, self._journal.unpacking(image, writer))
+            files = self._files(base, Path(temporary))
+            self._run(image, files, self._journal.unpacking(image, writer))
             return self._store.add(
                 identity,
                 writer,
                 self._held,
                 name=str(image.explicit()),
-                attributes=verified.attributes,
+                attributes=verified.special is not Special.NOTHING,
                 checked=Checked.under(limits),
             )
 
-    def _layout(self, base: BaseParts, temporary: Path) -> dict[str, Path]:
-        """The files of an OCI layout, by their names in the sandbox."""
-        entry = {
-            "mediaType": base.root.media_type,
-            "digest": base.root.digest,
-            "size": base.root.size,
-            "annotations": {"org.opencontainers.image.ref.name": LAYOUT_IMAGE},
-        }
-        written = {
-            "oci-layout": _OCI_LAYOUT,
-            "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode(),
-        } | {_blob(digest): data for digest, data in base.documents.items()}
-        files = {_blob(blob.digest): self._upstream.path(blob.digest) for blob in base.blobs}
-        for number, (name, data) in enumerate(written.items()):
-            files[name] = temporary / str(number)
-            files[name].write_bytes(data)
-        return {f"{LAYOUT_NAME}/{name}": path for name, path in files.items()}
+    def _require_undamaged(self, image: ImageReference, base: BaseParts) -> None:
+        """Tells a bad image from one whose blobs, sound when they arrived, are so no more."""
+        damaged = [blob.digest for blob in base.blobs if not is_sound(blob, self._upstream)]
+        if damaged:
+            self._upstream.forget(damaged)
+            raise BaseImageCorrupt(
+                f"what is kept of {image} was damaged on this host, and is forgotten now",
+                advice="Try again: it will be fetched anew.",
+            )
+
+    def _files(self, base: BaseParts, temporary: Path) -> dict[str, Path]:
+        """What arrives as ``builder.model.BASE``, by names in the sandbox."""
+        files = {blob.digest.hex: self._upstream.path(blob.digest) for blob in base.blobs}
+        for digest, data in base.documents.items():
+            is_root = digest == base.root.digest
+            name = "manifest.json" if is_root else f"{digest.hex}.manifest.json"
+            files[name] = temporary / name
+            with disk_full_is_a_limit(temporary):
+                files[name].write_bytes(data)
+        return {f"{BASE_NAME}/{name}": path for name, path in files.items()}
 
     def _run(
         self,
@@ -341,53 +367,8 @@ class Unpacking:
             place.release()
 
 
-def _side_by_side(works: Sequence[Callable[[], None]], at_a_time: int) -> None:
-    """Does all of it, and raises the first error. Threads that hang are left alone."""
-    waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    for work in works:
-        waiting.put(work)
-
-    def run() -> None:
-        while not waiting.empty():
-            with contextlib.suppress(queue.Empty):
-                work = waiting.get_nowait()
-                try:
-                    work()
-                except BaseException as error:  # noqa: BLE001 - raised by whoever waits
-                    ended.put(error)
-                else:
-                    ended.put(None)
-
-    for _ in range(min(at_a_time, len(works))):
-        threading.Thread(target=run, name="fetch", daemon=True).start()
-    for _ in works:
-        if (error := ended.get()) is not None:
-            raise error
-
-
-def _blob(digest: Digest) -> str:
-    return f"blobs/{digest.algorithm}/{digest.hex}"
-
-
 def _tagged(image: ImageReference) -> str:
     """A name with a tag, whatever the Dockerfile has: what it names by digest is found by that."""
     if image.digest is not None:
         return f"{image.name}:by-digest-{image.digest.hex[:12]}"
     return str(image.explicit())
-
-
-class _Documents:
-    """Manifests from memory and all other blobs from where they were fetched, as one source."""
-
-    def __init__(self, documents: Mapping[Digest, bytes], blobs: BlobSource) -> None:
-        self._documents = documents
-        self._blobs = blobs
-
-    def size(self, digest: Digest) -> int | None:
-        document = self._documents.get(digest)
-        return len(document) if document is not None else self._blobs.size(digest)
-
-    def open(self, digest: Digest) -> BinaryIO:
-        document = self._documents.get(digest)
-        return io.BytesIO(document) if document is not None else self._blobs.open(digest)

@@ -15,7 +15,7 @@ from policies.reference import Digest
 from runner.errors import VerificationFailed
 from runner.hashed import blob_chunks, check_digest, check_whole, fail_size
 from runner.inflate import Inflater
-from runner.layers import HeaderReader
+from runner.layers import HeaderReader, Special
 from runner.registry.image import (
     CONFIG_BYTES,
     INDEX_TYPES,
@@ -77,7 +77,7 @@ class VerifiedImage:
         blobs_needed: Configurations and layers, each once, in order.
         source: Where those blobs were read, and can be read again.
         platforms: Such as ``linux/amd64``, as the configurations say.
-        attributes: Whether something in a layer becomes an extended attribute.
+        special: The most special thing in its layers.
     """
 
     root: Descriptor
@@ -86,7 +86,7 @@ class VerifiedImage:
     blobs_needed: tuple[Descriptor, ...]
     source: BlobSource
     platforms: tuple[str, ...]
-    attributes: bool
+    special: Special
     _: KW_ONLY
     key: InitVar[object] = None
 
@@ -176,7 +176,7 @@ class ImageVerifier:
         self._stated_platforms: list[tuple[Digest, Platform]] = []
         self._configs: dict[Digest, Config] = {}
         self._diff_ids: dict[Digest, Digest] = {}
-        self._layers_done: dict[Digest, bool] = {}
+        self._layers_done: dict[Digest, Special] = {}
         self._vouched = frozenset(vouched)
         self._claim(root, "document", MANIFEST_BYTES)
 
@@ -239,7 +239,7 @@ class ImageVerifier:
             blobs_needed=tuple(d for d, role in known.values() if role != "document"),
             source=source,
             platforms=tuple(dict.fromkeys(str(p) for p in self._real_platforms().values())),
-            attributes=any(self._layers_done.values()),
+            special=max(self._layers_done.values(), default=Special.NOTHING),
             key=_KEY,
         )
 
@@ -295,7 +295,7 @@ class ImageVerifier:
                 raise VerificationFailed(f"two diff ids for {layer.digest}", rule="diff-id")
             compression = LAYER_TYPES[layer.media_type]
             if CheckedLayer(layer.digest, layer.size, compression, diff_id) in self._vouched:
-                self._layers_done[layer.digest] = False
+                self._layers_done[layer.digest] = Special.NOTHING
 
     def _real_platforms(self) -> dict[Digest, Platform]:
         """Of each manifest, in the order of the index."""
@@ -329,7 +329,7 @@ class LayerCheck:
         descriptor: Descriptor,
         diff_id: Digest,
         limits: Limits,
-        done: Callable[[Digest, bool], None],
+        done: Callable[[Digest, Special], None],
     ) -> None:
         self._descriptor = descriptor
         self._diff_id = diff_id
@@ -366,7 +366,7 @@ class LayerCheck:
             self._inflater.finish()
         self._headers.finish()
         check_digest(self._diff_id, self._plain_hash.hexdigest(), "diff-id")
-        self._done(self._descriptor.digest, self._headers.attributes)
+        self._done(self._descriptor.digest, self._headers.special)
 
     def _take_plain(self, plain: bytes) -> None:
         self._plain_size += len(plain)

@@ -100,8 +100,8 @@ class LocalSandbox:
         self._over = threading.Event()
         self._started = time.monotonic()
         _write_place(place, spec, self._nonce)
-        self._outlet = _outlet(place, spec, collect)
         self._group = Group.make(place.name, spec.limits, announce=place.record_group)
+        self._outlet = _outlet(place, spec, collect)
         self._process = self._start(runtime)
         try:
             early, line = self._await_canary()
@@ -129,16 +129,20 @@ class LocalSandbox:
         procs = self._group.procs if self._group is not None else []
         command = ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *procs, "--", *drop, "--", *launch]
         diagnostics.debug("sandbox", command=command)
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # one pipe, so the build's lines keep their order
-            env={"PATH": os.defpath + ":/usr/sbin:/sbin"},  # nothing of ours is inherited
-            cwd="/",
-            bufsize=0,
-            start_new_session=True,
-        )
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,  # one pipe, so the build's lines keep their order
+                env={"PATH": os.defpath + ":/usr/sbin:/sbin"},  # nothing of ours is inherited
+                cwd="/",
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:  # too many processes, or too many files
+            self._close_ways()
+            raise SandboxFailed(f"runsc could not be started: {error.strerror}") from None
 
     def _await_canary(self) -> tuple[bytes, bytes]:
         """What stood behind the canary's line, and the line itself."""
@@ -152,7 +156,10 @@ class LocalSandbox:
                 received += data
                 if not data or len(received) > CANARY_BYTES:
                     shown = received[-2000:].decode("utf-8", "backslashreplace").strip()
-                    raise SandboxFailed(f"runsc did not start the sandbox: {shown or 'no output'}")
+                    raise SandboxFailed(
+                        f"runsc did not start the sandbox: {shown or 'no output'}",
+                        advice="runner doctor; and runner base verify, where it names an image.",
+                    )
         finally:
             timer.cancel()
         return received[line.end() :], line[1]
@@ -269,8 +276,10 @@ class LocalSandbox:
         self._close()
         if self._error is not None:
             raise self._error
-        if self._outlet is not None and ending is Ending.EXITED and report.status == 0:
-            self._outlet.require_whole()
+        if self._outlet is not None and ending is Ending.EXITED:
+            self._outlet.require_untroubled()
+            if report.status == 0:
+                self._outlet.require_whole()
         return Outcome(
             ending=ending,
             status=report.status,
@@ -306,6 +315,9 @@ class LocalSandbox:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+        self._close_ways()
+
+    def _close_ways(self) -> None:
         if self._outlet is not None:
             self._outlet.close()
         if self._group is not None:

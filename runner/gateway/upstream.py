@@ -8,7 +8,7 @@ in each session, with its own identity.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -192,6 +192,12 @@ class Upstream:
         if (image, blob.size) not in self._reachable.bases_of(blob.digest):
             raise FileNotFoundError(blob.digest)
         self._opened(image, blob.digest, blob.size).close()
+
+    def forget(self, digests: Iterable[Digest]) -> None:
+        """Removes blobs whose bytes are not what they were; whoever wants them fetches anew."""
+        for digest in digests:
+            self._held.drop(digest)
+            self._cache.remove(digest)
 
     def path(self, digest: Digest) -> Path:
         """File of a blob that was fetched."""

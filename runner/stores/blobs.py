@@ -44,8 +44,8 @@ class BlobWriter:
         self._algorithm = algorithm
         self._hash = hashlib.new(algorithm)
         with disk_full_is_a_limit(path):
-            # Read-only for everybody else from the start: one system call less for each blob.
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            os.fchmod(fd, 0o444)  # sandboxes of several users share it, whatever the umask is
         self._file = os.fdopen(fd, "wb", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_EX)  # tells gc that somebody is writing it
         self.size = 0
@@ -242,7 +242,8 @@ class Held:
 
     def __init__(self, store: BlobStore, directory: Path) -> None:
         self._store = store
-        self._directory = directory
+        self.directory = directory
+        """What else is put here goes with the rest, also when this process is killed."""
         lock = make_locked(directory)
         self.release = weakref.finalize(self, _release, lock, directory)
         """May be called twice; called when this object goes, at the latest."""
@@ -251,12 +252,16 @@ class Held:
         """Whether the store has the blob, which counts as used now, and stays."""
         return self._keep(digest, self._store.path(digest))
 
+    def drop(self, digest: Digest) -> None:
+        """Lets go of one blob."""
+        self.path(digest).unlink(missing_ok=True)
+
     def adopt(self, digest: Digest, writer: BlobWriter) -> None:
         """Holds a blob that is about to be committed, so that it cannot slip away in between."""
         self._keep(digest, writer.path)
 
     def _keep(self, digest: Digest, path: Path) -> bool:
-        own = self._directory / digest.hex
+        own = self.path(digest)
         with disk_full_is_a_limit(own):
             try:
                 own.hardlink_to(path)
@@ -269,7 +274,7 @@ class Held:
 
     def size(self, digest: Digest) -> int | None:
         try:
-            return (self._directory / digest.hex).stat().st_size
+            return self.path(digest).stat().st_size
         except FileNotFoundError:
             return None
 
@@ -278,7 +283,7 @@ class Held:
 
     def path(self, digest: Digest) -> Path:
         """The blob's name here, which stays."""
-        return self._directory / digest.hex
+        return self.directory / digest.hex
 
 
 def _release(lock: Lock, directory: Path) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,9 +25,16 @@ from typing import Self
 
 from policies.model import Limits
 from policies.reference import Digest
-from runner.errors import InvalidReference
+from runner.errors import InvalidReference, SandboxFailed
 from runner.files import write_whole
 from runner.stores.blobs import BlobStore, BlobWriter, Held, remove_unlocked, turn
+
+RULES = 1
+"""Counted up whenever a rule about layers becomes stricter: then older images are checked anew."""
+_SUPERBLOCK_AT = 1024
+_SUPERBLOCK = struct.Struct("<I8xB23xI")
+"""Magic number, bits of a block's size, number of blocks (erofs_fs.h in Linux)."""
+_MAGIC = 0xE0F5E1E2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +44,7 @@ class Identity:
     Attributes:
         image: Digest of the manifest or index that was resolved.
         platform: Taken of an index.
-        builder: Digest of the root filesystem whose builder unpacked it.
+        builder: Digest of the root filesystem whose builder unpacked it, and of how it was told to.
     """
 
     image: Digest
@@ -55,6 +63,7 @@ class Checked:
     layer_bytes: int
     layer_entries: int
     path_bytes: int
+    rules: int = RULES
 
     @classmethod
     def under(cls, limits: Limits) -> Self:
@@ -67,7 +76,8 @@ class Checked:
     def will_do(self, limits: Limits) -> bool:
         """Whether ``limits`` ask for nothing stricter."""
         return (
-            self.layer_bytes <= limits.layer_bytes
+            self.rules == RULES
+            and self.layer_bytes <= limits.layer_bytes
             and self.layer_entries <= limits.layer_entries
             and self.path_bytes <= limits.path_bytes
         )
@@ -81,7 +91,7 @@ class Unpacked:
         name: What it was called when it was unpacked; for people.
         packed: Digest of the EROFS image.
         modified_ns: When its last byte was written, in nanoseconds since the epoch.
-        attributes: Whether files in it have extended attributes.
+        attributes: Whether something in it is a device or has extended attributes.
         checked: What its layers were held against.
     """
 
@@ -119,6 +129,7 @@ class UnpackedStore:
         if found is None or found.identity != identity or not held.take(found.packed):
             return None
         if not _as_written(held.path(found.packed), found):
+            held.drop(found.packed)
             self.remove(found)
             return None
         return found
@@ -144,7 +155,13 @@ class UnpackedStore:
         attributes: bool,
         checked: Checked,
     ) -> Unpacked:
-        """Makes what was written the image of ``identity``, held from now on."""
+        """Makes what was written the image of ``identity``, held from now on.
+
+        Raises:
+            SandboxFailed: It is no EROFS image of its own length.
+        """
+        if not _is_erofs(writer):
+            raise SandboxFailed("what the sandbox handed out is no EROFS image")
         writer.sync()
         packed = writer.digest
         held.adopt(packed, writer)
@@ -236,6 +253,17 @@ class UnpackedStore:
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, InvalidReference):
             return None
+
+
+def _is_erofs(writer: BlobWriter) -> bool:
+    """By magic number and length alone: what is in it, nobody but a sandbox's kernel reads."""
+    with writer.path.open("rb") as file:
+        file.seek(_SUPERBLOCK_AT)
+        head = file.read(_SUPERBLOCK.size)
+    if len(head) < _SUPERBLOCK.size:
+        return False
+    magic, block_bits, blocks = _SUPERBLOCK.unpack(head)
+    return bool(magic == _MAGIC and blocks << block_bits == writer.size)
 
 
 def _as_written(path: Path, unpacked: Unpacked) -> bool:

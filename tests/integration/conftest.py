@@ -28,6 +28,8 @@ PASSWORD: Final = "push-me"
 HTPASSWD: Final = f"{USER}:$2b$04$14pAwiqAdTLfMyjI1U/Bw.MDlbXHSzdABHs1qW7VYl7QvrV2LK4oq\n"
 """bcrypt of PASSWORD with the lowest cost, so that each request stays cheap."""
 
+CURRENT_RUNSC: Final = "RUNNER_CURRENT_RUNSC"
+
 
 @dataclass(frozen=True)
 class RealRegistry:
@@ -244,6 +246,26 @@ def stranger(playground: Path, builders: Path, settings: Settings) -> Iterator[P
     stranger = Person.move_in(playground / "stranger", settings, builders, STRANGER)
     yield stranger
     stranger.move_out()
+
+
+@pytest.fixture(scope="session")
+def current_runsc() -> str:
+    """A runsc that mounts EROFS images, which the packaged one does not."""
+    named = os.environ.get(CURRENT_RUNSC)
+    if named is None:
+        pytest.skip(
+            f"{CURRENT_RUNSC} names no runsc of 2026-01-26 or later; one is at "
+            "https://storage.googleapis.com/gvisor/releases/release/latest/x86_64/runsc"
+        )
+    return named
+
+
+@pytest.fixture
+def newcomer(place: Path, builders: Path, settings: Settings) -> Iterator[Person]:
+    """Somebody without any image yet."""
+    newcomer = Person.move_in(place / "newcomer", settings, builders)
+    yield newcomer
+    newcomer.move_out()
 
 
 @pytest.fixture

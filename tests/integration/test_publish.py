@@ -11,6 +11,7 @@ import pytest
 from policies.reference import Digest, ImageReference
 from runner import verify
 from runner.errors import RegistryRefused, RunnerError, VerificationFailed
+from runner.layers import Special
 from runner.publish import BlobProgress, PublishEvent, publish
 from runner.registry.auth import Anonymous, DockerConfig
 from runner.registry.client import RegistryClient
@@ -72,7 +73,7 @@ def image_of(layers: int = 6) -> VerifiedImage:
         ),
         source=Memory(config, *blobs),
         platforms=("linux/amd64",),
-        attributes=False,
+        special=Special.NOTHING,
         key=verify._KEY,
     )
 

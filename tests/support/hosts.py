@@ -16,6 +16,7 @@ from policies import loader
 from policies.reference import ImageReference
 from runner.cancel import Cancellation
 from runner.cli.tools import BUILDERS, backend
+from runner.errors import RunnerError
 from runner.events import Event, Output
 from runner.files import Home
 from runner.pipeline import submit as submit_to
@@ -108,6 +109,11 @@ class Person:
         """The same person with a larger environment."""
         return replace(self, environ={**self.environ, **environ})
 
+    def with_runsc(self, runsc: str) -> "Person":
+        """The same person with another runsc, when not on the command line."""
+        local = self.settings.local.model_copy(update={"runsc": runsc})
+        return replace(self, settings=self.settings.model_copy(update={"local": local}))
+
     # -- the command line ------------------------------------------------------------------
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
@@ -169,6 +175,7 @@ class Person:
         target: str | None = None,
         credentials: Credentials | None = None,
         listen: Callable[[Event], None] = lambda _: None,
+        cancellation: Cancellation | None = None,
     ) -> "Built":
         """One build by ``runner.pipeline``, in this process and as its user."""
         events: list[Event] = []
@@ -184,7 +191,11 @@ class Person:
             target=target,
         )
         tools = self.tools(*policies, credentials=credentials)
-        return Built(submit_to(request, tools, both, Cancellation()), events)
+        try:
+            return Built(submit_to(request, tools, both, cancellation or Cancellation()), events)
+        except RunnerError as error:
+            error.add_note(output_of(events)[-8000:])
+            raise
 
     # -- afterwards ------------------------------------------------------------------------
 

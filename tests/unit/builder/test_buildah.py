@@ -213,9 +213,6 @@ def test_unpacking_pulls_packs_and_hands_out() -> None:
     plan = Buildah().unpack("linux/amd64")
     pull, pack = plan.commands
     assert pull[:2] == ("buildah", "pull")
-    assert pull[-2:] == (
-        "--platform=linux/amd64",
-        "oci:/run/runner/door/layout:runner.invalid/base:unpacked",
-    )
+    assert pull[-2:] == ("--platform=linux/amd64", "dir:/run/runner/door/base")
     assert pack[-2:] == (plan.output, "/var/lib/containers/storage")
     assert b"auth.json" not in b"".join(name.encode() for name in plan.files)

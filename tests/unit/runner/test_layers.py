@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import VerificationFailed
-from runner.layers import BLOCK, Entry, HeaderReader
+from runner.layers import BLOCK, Entry, HeaderReader, Special
 from tests.support.images import HELLO_TAR, entry, tar_of
 
 END = bytes(2 * BLOCK)
@@ -267,3 +267,32 @@ def test_messages_show_names_escaped() -> None:
     with pytest.raises(VerificationFailed) as caught:
         read(header("/\x1b[2J\n") + END)
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("member", "special"),
+    [
+        (("file", b"data"), Special.NOTHING),
+        (entry("link", tarfile.SYMTYPE, "/x"), Special.NOTHING),
+        (entry("fifo", tarfile.FIFOTYPE), Special.NOTHING),
+        (("etc/.wh.gone", b""), Special.NOTHING),
+        (("etc/.wh..wh..opq", b""), Special.ATTRIBUTES),
+        (entry("null", tarfile.CHRTYPE), Special.ATTRIBUTES),
+        (entry("disk", tarfile.BLKTYPE), Special.ATTRIBUTES),
+        ({"SCHILY.xattr.user.a": "1"}, Special.ATTRIBUTES),
+        ({"LIBARCHIVE.xattr.user.a": "1"}, Special.ATTRIBUTES),
+        ({"SCHILY.xattr.security.capability": "1"}, Special.SECURITY),
+        ({"SCHILY.xattr.security.a": "1", "SCHILY.xattr.user.a": "1"}, Special.SECURITY),
+        ({"comment": "SCHILY.xattr.security.capability"}, Special.NOTHING),
+    ],
+)
+def test_the_most_special_thing_is_known_afterwards(
+    member: tuple[str, bytes] | tarfile.TarInfo | dict[str, str], special: Special
+) -> None:
+    if isinstance(member, dict):
+        records, member = member, entry("file")
+        member.pax_headers = records
+    reader = HeaderReader(most_entries=10, path_bytes=1000)
+    reader.feed(tar_of(("before", b"x"), member, ("behind", b"x")))
+    reader.finish()
+    assert reader.special is special

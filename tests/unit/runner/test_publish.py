@@ -19,6 +19,7 @@ from runner.errors import (
     RunnerError,
     VerificationFailed,
 )
+from runner.layers import Special
 from runner.publish import (
     BlobProgress,
     ManifestPushed,
@@ -56,7 +57,7 @@ def image_of(*children: bytes) -> VerifiedImage:
         blobs_needed=tuple(Descriptor("x/y", Digest.of(b), len(b)) for b in BLOBS),
         source=Blobs(),
         platforms=(),
-        attributes=False,
+        special=Special.NOTHING,
         key=verify._KEY,
     )
 

@@ -333,7 +333,7 @@ def test_no_one_else_makes_a_verified_image() -> None:
     image = check(make_image())
     parts = (image.root, image.documents, image.media_types, image.blobs_needed, image.source)
     with pytest.raises(TypeError, match="only"):
-        VerifiedImage(*parts, platforms=image.platforms, attributes=False)
+        VerifiedImage(*parts, platforms=image.platforms, special=image.special)
     with pytest.raises(TypeError, match="only"):
         replace(image, root=Descriptor(OCI_MANIFEST, Digest(OTHER), 1), key=None)
     with pytest.raises(TypeError):
@@ -610,24 +610,3 @@ def test_the_lowest_layers_are_told_from_others() -> None:
     assert image.begins_with((lowest, upper))
     assert not image.begins_with((upper,))
     assert not image.begins_with((lowest, upper, lowest))
-
-
-@pytest.mark.parametrize(
-    ("name", "pax", "expected"),
-    [
-        ("d/.wh..wh..opq", {}, True),
-        ("d/.wh.x", {}, False),
-        ("d/x", {"SCHILY.xattr.user.x": "1"}, True),
-        ("d/x", {"LIBARCHIVE.xattr.user.x": "MQ"}, True),
-        ("d/x", {"mtime": "1.5"}, False),
-    ],
-)
-def test_what_becomes_an_attribute_is_noticed(
-    name: str, pax: dict[str, str], expected: bool
-) -> None:
-    member = tarfile.TarInfo(name)
-    member.pax_headers = pax
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(member)
-    assert check(make_image(tars=(out.getvalue(),))).attributes is expected
