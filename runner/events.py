@@ -63,6 +63,21 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpacking:
+    """Nobody on this host has unpacked the image before."""
+
+    image: ImageReference
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """How a base image comes into the sandbox: ``mounted``, ``copied`` or ``pulled``."""
+
+    image: ImageReference
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     evidence: Evidence
 
@@ -122,6 +137,8 @@ Event = (
     | Snapshotted
     | Decided
     | Resolved
+    | Unpacking
+    | Provided
     | Observed
     | Output
     | Progress

@@ -141,6 +141,8 @@ class Build:
                 unpacking = self._unpacking(parts, root, session, decision)
                 stack.callback(unpacking.release)
                 provided = unpacking.provide(facts.dockerfile)
+                for image, how in provided.provided.items():
+                    self._emit(events.Provided(image, how))
             with self._journal.stage(Stage.LAUNCH):
                 spec = SandboxSpec(
                     isolation=decision.isolation,

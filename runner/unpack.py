@@ -280,6 +280,7 @@ class Unpacking:
 
     def _make(self, image: ImageReference, base: BaseParts, identity: Identity) -> Unpacked:
         limits = self._decision.limits
+        self._journal.emit(events.Unpacking(image))
         try:
             verified = verify(
                 StagedImage(base.manifest, WithDocuments(base, self._upstream)),

@@ -103,6 +103,10 @@ class TextView:
                 self._decided(decision)
             case events.Resolved(image, digest):
                 self._say("base", f"{image} is {digest}")
+            case events.Unpacking(image):
+                self._say("unpack", f"{image}, once")
+            case events.Provided(image, how):
+                self._say("base", f"{image} is {how}")
             case events.Observed(evidence):
                 uids = sorted({process.uid for process in evidence.processes})
                 self._say(

@@ -62,6 +62,8 @@ def every_event(decision: Decision, evidence: Evidence) -> list[events.Event]:
         events.Snapshotted(DIGEST, 12_345_678, 3),
         events.Decided(decision),
         events.Resolved(IMAGE, DIGEST),
+        events.Unpacking(IMAGE),
+        events.Provided(IMAGE, HOSTILE),
         events.Observed(evidence),
         events.Output(HOSTILE.encode() + b"\xff"),
         events.Progress(HOSTILE, 1 << 21, 1 << 22),
