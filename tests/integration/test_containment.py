@@ -18,6 +18,8 @@ from runner.events import Event, Output
 from runner.verify import StagedImage
 from sandbox import processes
 from tests.support.hosts import Person, write_context
+from tests.support.images import make_image
+from tests.support.push import push
 from tests.support.toolbox import install_as_buildah
 
 if TYPE_CHECKING:
@@ -142,6 +144,32 @@ def hostile(place: Path, person: Person, script: str, **files: str) -> Person:
     data = place / "data"
     install_as_buildah(data / "runner/builders", script, **files)
     return person.having(XDG_DATA_HOME=str(data))
+
+
+def test_the_sandbox_that_unpacks_a_base_image_has_no_door(
+    person: Person, place: Path, registry: "RealRegistry"
+) -> None:
+    """A way out for one file, its own image, and nothing that opens anything."""
+    base = push(registry.settings, f"{registry.host}/contained/base:1", make_image())
+    with planted(place, registry.host) as plant:
+        script = f"perl /probe.pl {' '.join(plant.arguments)}; find /run/runner; env; exit 3"
+        victim = hostile(
+            place, person.having(**plant.environ), script,
+            **{"probe.pl": (SUPPORT / "probe.pl").read_text()},
+        )  # fmt: skip
+        ran = victim.run("submit", write_context(place / "context", f"FROM {base}\n"))
+        log = build_log(person)
+    assert (ran.status, ran.code) == (5, "base-image-invalid"), ran.stderr
+    found = seen(log)
+    assert set(found.pop("interface")) == {"lo"}
+    assert set(found.pop("socket")) == {"/run/runner/door/outlet.sock"}
+    argv = found.pop("process")
+    assert all(word.startswith(("/run/runner/init", "perl", "/bin/sh")) for word in argv), argv
+    assert set(found) == {"end"}, found
+    files = [line for line in log.splitlines() if line.startswith("/run/runner/door/base/")]
+    assert len(files) == len(set(files)) == 4  # manifest, configuration, two layers
+    assert not [word for word in ("auth.json", "TOKEN", "PROXY", "context") if word in log]
+    victim.assert_nothing_left()
 
 
 def test_a_hostile_builder_sees_the_door_and_nothing_of_the_host(

@@ -67,12 +67,14 @@ class Person:
     Attributes:
         uid: Of the commands; None for that of the tests.
         environ: Added to what the commands see; nothing of the tests' own is.
+        before: Words before each command, such as those that give it a mount namespace.
     """
 
     directory: Path
     settings: Settings
     uid: int | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
 
     @classmethod
     def move_in(
@@ -130,7 +132,7 @@ class Person:
             **self.environ,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "runner", *map(str, arguments)],
+            [*self.before, sys.executable, "-m", "runner", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

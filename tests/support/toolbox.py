@@ -107,7 +107,7 @@ def unpack_toolbox(root: Path) -> None:
 
 
 def install_as_buildah(builders: Path, script: str, **files: str) -> None:
-    """A builder whose ``buildah`` and ``tar`` are a shell script: what a hostile image may be.
+    """A builder whose every program is a shell script: what a hostile image may be.
 
     Args:
         builders: A new store.
@@ -117,7 +117,7 @@ def install_as_buildah(builders: Path, script: str, **files: str) -> None:
 
     def make(root: Path) -> str:
         unpack_toolbox(root)
-        for name in ("buildah", "tar"):
+        for name in ("buildah", "tar", "mkfs.erofs", "fsck.erofs"):
             (root / "usr/bin" / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
             (root / "usr/bin" / name).chmod(0o755)
         for name, content in files.items():
