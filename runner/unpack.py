@@ -8,8 +8,9 @@ cannot be unpacked before is pulled by the build itself, through the gateway.
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,7 +91,10 @@ class Unpacking:
         journal: Journal,
         cancellation: Cancellation,
     ) -> None:
-        """``name`` is the build's; its sandboxes are called after it."""
+        """``name`` is the build's; its sandboxes are called after it.
+
+        All that is done here has, from now on, as long as the build itself.
+        """
         self._name = name
         self._backend = backend
         self._builder = builder
@@ -103,13 +107,14 @@ class Unpacking:
         self._cancellation = cancellation
         self._held = store.hold()
         self._sandboxes = 0
+        self._end = time.monotonic() + decision.limits.wall_seconds
 
     def release(self) -> None:
         """Lets go of the images. May be called twice."""
         self._held.release()
 
     def provide(self, dockerfile: DockerfileFacts) -> Bases:
-        """Every image that the Dockerfile names, where it is resolved and can be had unpacked.
+        """Every image that the Dockerfile names, where it is resolved and can be had in time.
 
         Raises:
             BaseImageInvalid: One is not a sound image.
@@ -119,9 +124,7 @@ class Unpacking:
         return self._bases(self._patiently(partial(self._named, dockerfile)))
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
-        seconds = self._decision.limits.wall_seconds
-        late = TimeExceeded(f"the base images were not fetched in {seconds} s")
-        return self._cancellation.waiting(work, seconds, late)
+        return self._cancellation.waiting(work, self._seconds_left(), self._late())
 
     def _named(self, dockerfile: DockerfileFacts) -> dict[ImageReference, BaseParts | None]:
         """The parts of each resolved image, fetched; None for what is left to the builder."""
@@ -258,23 +261,26 @@ class Unpacking:
         )
         if (known := self._store.find(identity, self._held)) is not None:
             return known
-        with self._store.turn(identity, self._waiting(image)):
+        with self._store.turn(identity, partial(self._go_on, image)):
             if (known := self._store.find(identity, self._held)) is not None:
                 return known
             return self._make(image, base, identity)
 
-    def _waiting(self, image: ImageReference) -> Callable[[], None]:
-        """What to call while another build unpacks ``image``; it ends the wait in time."""
+    def _go_on(self, image: ImageReference) -> None:
+        """Called while another run unpacks ``image``."""
+        self._cancellation.check()
+        self._journal.emit(events.Progress(f"wait for whoever unpacks {image}", 0, 0))
+        self._seconds_left()
+
+    def _seconds_left(self) -> float:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self._late()
+        return left
+
+    def _late(self) -> TimeExceeded:
         seconds = self._decision.limits.wall_seconds
-        end = time.monotonic() + seconds
-
-        def wait() -> None:
-            self._cancellation.check()
-            self._journal.emit(events.Progress(f"wait for whoever unpacks {image}", 0, 0))
-            if time.monotonic() > end:
-                raise TimeExceeded(f"another run has been unpacking {image} for {seconds} s")
-
-        return wait
+        return TimeExceeded(f"the base images took longer than {seconds} s")
 
     # -- one image -------------------------------------------------------------------------
 
@@ -287,7 +293,7 @@ class Unpacking:
                 limits=limits,
                 platform=None,
                 claimed=None,
-                progress=self._journal.verifying(limits.wall_seconds),
+                progress=self._journal.verifying(self._seconds_left()),
             )
         except VerificationFailed as error:
             self._require_undamaged(image, base)
@@ -341,7 +347,7 @@ class Unpacking:
         plan = self._builder.unpack(self._platform)
         spec = SandboxSpec(
             isolation=self._decision.isolation,
-            limits=self._decision.limits,
+            limits=replace(self._decision.limits, wall_seconds=ceil(self._seconds_left())),
             plan=plan,
             root=self._root.root,
             inputs=inputs,
@@ -355,7 +361,7 @@ class Unpacking:
             with self._cancellation.calling(sandbox.cancel):
                 ended = sandbox.wait()
             try:
-                outcome.require_success(ended, plan, self._decision.limits, None, log)
+                outcome.require_success(ended, plan, spec.limits, None, log)
             except RunnerError as error:
                 self._journal.output(bytes(log))
                 if isinstance(error, BuildFailed) and ended.command == plan.build_command:

@@ -139,13 +139,11 @@ def test_a_connection_that_sends_nothing_does_not_outlast_the_outlet(
     opened: Open, tmp_path: Path
 ) -> None:
     outlet = opened()
-    with connected(tmp_path) as client:
-        client.sendall(b"x")
+    with connected(tmp_path):
         closing = threading.Thread(target=outlet.close)
         closing.start()
         closing.join(5)
         assert not closing.is_alive()
-        assert client.recv(1) == b""
 
 
 @pytest.mark.root

@@ -33,6 +33,15 @@ def test_a_blob_is_there_under_its_digest_once_it_is_whole(store: BlobStore) -> 
     assert store.path(digest).stat().st_mode & 0o777 == 0o444
 
 
+def test_a_blob_is_for_all_sandboxes_whatever_the_umask(store: BlobStore) -> None:
+    umask = os.umask(0o077)
+    try:
+        digest = store.add(b"abc")
+    finally:
+        os.umask(umask)
+    assert store.path(digest).stat().st_mode & 0o777 == 0o444
+
+
 def test_another_algorithm_has_its_own_directory(store: BlobStore) -> None:
     with store.arriving("sha512") as writer:
         writer.write(b"x")
