@@ -495,6 +495,18 @@ def test_what_only_shows_while_building_is_pulled(
     assert built.result.base_images[index.name] == str(index.digest)
 
 
+def test_a_device_is_there_though_a_mount_would_lose_it(
+    unpacked: Way, registry: "RealRegistry", place: Path
+) -> None:
+    name = f"{registry.host}/odd/device:1"
+    push(registry.settings, name, make_image(tars=[toolbox_tar(), DEVICES]))
+    look = "perl -e 'printf qq(%x %x\\n), map { (lstat)[6] } @ARGV' /odd/null /odd/disk"
+    context = write_context(place / "context", f"FROM {name}\nRUN {look}\n")
+    built = unpacked.person.submit(context)
+    assert "\n103 12c70\n" in built.log
+    assert built.result.provided == {name: Provided.COPIED}
+
+
 def test_what_has_capabilities_is_pulled_which_alone_keeps_them(
     unpacked: Way, registry: "RealRegistry", place: Path
 ) -> None:
