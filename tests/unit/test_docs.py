@@ -1,0 +1,20 @@
+"""What the documentation names is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.hosts import REPOSITORY
+
+PAGES = sorted(REPOSITORY.glob("docs/**/*.md"))
+_TEST = re.compile(r"`((?:unit|integration|hostile)/[\w/]+\.py)`")
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_names_files_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [link for link in _LINK.findall(text) if not (page.parent / link).exists()]
+    missing += [test for test in _TEST.findall(text) if not (REPOSITORY / "tests" / test).exists()]
+    assert missing == []
