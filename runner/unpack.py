@@ -45,7 +45,7 @@ from runner.journal import Journal
 from runner.layers import Special
 from runner.registry.image import LAYER_TYPES, Platform
 from runner.request import Provided
-from runner.stores.rootfs import Installed
+from runner.stores.rootfs import Installed, missing
 from runner.stores.unpacked import Checked, Identity, Unpacked, UnpackedStore
 from runner.verify import CheckedLayer, StagedImage, verify
 from sandbox.model import Backend, SandboxSpec
@@ -286,6 +286,10 @@ class Unpacking:
 
     def _make(self, image: ImageReference, base: BaseParts, identity: Identity) -> Unpacked:
         limits = self._decision.limits
+        if lacking := missing(self._builder.recipe, self._root.root):
+            raise SandboxFailed(
+                f"the installed builder has no {lacking[0]}: run `runner builder install`"
+            )
         self._journal.emit(events.Unpacking(image))
         try:
             verified = verify(

@@ -8,7 +8,7 @@ from runner.cli import view
 from runner.cli.tools import BUILDERS, assemble
 from runner.errors import BuilderUnknown
 from runner.files import Home
-from runner.stores.rootfs import Installed, RootfsStore
+from runner.stores.rootfs import Installed, RootfsStore, missing
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,8 @@ def _install(store: RootfsStore, parsed: argparse.Namespace) -> None:
     from runner.stores import installs  # noqa: PLC0415 - only here
 
     builder = BUILDERS[parsed.builder]
-    if not parsed.force and store.installed(builder.name) is not None:
+    installed = store.installed(builder.name)
+    if installed is not None and not parsed.force and not missing(builder.recipe, installed.root):
         _say(store.verified(builder.name))
         return
     if parsed.image is not None:

@@ -303,9 +303,17 @@ def _complete(recipe: Recipe, root: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             file.write_bytes(data)
-    for program in recipe.needs:
-        if not any((root / directory / program).is_file() for directory in _PROGRAMS):
-            raise BuilderInstallFailed(f"the root filesystem has no {program}")
+    for program in missing(recipe, root):
+        raise BuilderInstallFailed(f"the root filesystem has no {program}")
+
+
+def missing(recipe: Recipe, root: Path) -> list[str]:
+    """Programs that the recipe needs and ``root``, perhaps made by an older one, does not have."""
+    return [
+        program
+        for program in recipe.needs
+        if not any((root / directory / program).is_file() for directory in _PROGRAMS)
+    ]
 
 
 def _inside(root: Path, path: str) -> Path:

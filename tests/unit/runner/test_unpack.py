@@ -157,6 +157,15 @@ class House:
         return UnpackedStore(self.directory / "unpacked")
 
     @property
+    def root(self) -> Path:
+        """With every program that the builder needs, by name."""
+        programs = self.directory / "root/usr/bin"
+        programs.mkdir(parents=True, exist_ok=True)
+        for program in Buildah.recipe.needs:
+            (programs / program).touch()
+        return self.directory / "root"
+
+    @property
     def warnings(self) -> list[str]:
         return [event.message for event in self.told if isinstance(event, events.Warned)]
 
@@ -179,7 +188,7 @@ class House:
             builder=Buildah(),
             root=Installed(
                 name="buildah", digest=Digest.of(b"root"), version="1", source="test",
-                entries=0, size_bytes=0, root=Path("/nonexistent"),
+                entries=0, size_bytes=0, root=self.root,
             ),
             decision=decided,
             platform="linux/amd64",
@@ -524,3 +533,15 @@ def test_all_images_together_have_the_time_of_the_build(house: House) -> None:
     (spec,) = house.backend.specs
     assert spec.limits.wall_seconds == 1
     assert "took longer than 1 s" in house.warnings[0]
+
+
+def test_a_builder_of_an_older_recipe_is_told_and_nothing_is_tried(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(Buildah.recipe, needs=(*Buildah.recipe.needs, "new"))
+    with house.unpacking() as unpacking:
+        monkeypatch.setattr(Buildah, "recipe", recipe)
+        given = provide(unpacking, IMAGE)
+    assert given.provided == {IMAGE: Provided.PULLED}
+    assert "has no new: run `runner builder install`" in house.warnings[0]
+    assert house.backend.specs == []
