@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from builder.buildah import Buildah
@@ -117,7 +117,7 @@ def install_as_buildah(builders: Path, script: str, **files: str) -> None:
 
     def make(root: Path) -> str:
         unpack_toolbox(root)
-        for name in ("buildah", "tar", "mkfs.erofs", "fsck.erofs"):
+        for name in Buildah.recipe.needs:
             (root / "usr/bin" / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
             (root / "usr/bin" / name).chmod(0o755)
         for name, content in files.items():
@@ -125,5 +125,4 @@ def install_as_buildah(builders: Path, script: str, **files: str) -> None:
         return "hostile"
 
     builders.mkdir(parents=True)
-    recipe = replace(Buildah.recipe, needs=())
-    RootfsStore(builders).install("buildah", recipe, "test", make)
+    RootfsStore(builders).install("buildah", Buildah.recipe, "test", make)
