@@ -1,4 +1,4 @@
-"""One store of unpacked base images for everybody: threats 5, 22, 24 and 25."""
+"""One store of unpacked base images for everybody: threats 5, 22, 24, 25 and 26."""
 
 import json
 import shutil
@@ -393,3 +393,21 @@ def test_row_25_whoever_takes_over_the_sandbox_that_unpacks_spoils_nothing(
         assert told in warning
         assert store_files(person) == []
         person.assert_nothing_left()
+
+
+# -- caches ----------------------------------------------------------------------------------------
+
+
+def test_row_26_nothing_that_a_build_made_stays_for_another(
+    newcomer: Person, tools_base: str, registry: "RealRegistry", place: Path
+) -> None:
+    """What is kept is the base image, as its registry has it, and nothing of the build."""
+    context = write_context(place / "context", f"FROM {tools_base}\nRUN echo mine >/mine\n")
+    built = newcomer.submit(context, destination=f"{registry.host}/out/row26:1")
+    ours = {Digest(built.result.base_images[tools_base])}
+    (unpacked,) = store_of(newcomer).all()
+    assert {unpacked.identity.image} == ours
+    kept = {path.name for path in (newcomer.home.base_images / "blobs").glob("*/*")}
+    assert built.result.starts_from is not None
+    assert len(kept) == 1 + built.result.starts_from.layers, "its configuration and its layers"
+    assert built.result.digest.hex not in kept
