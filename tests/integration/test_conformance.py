@@ -23,7 +23,10 @@ ALL = {
 }
 
 
-@pytest.mark.skipif(SUITE is None, reason="OCI_CONFORMANCE does not name the suite's executable")
+@pytest.mark.skipif(
+    SUITE is None,
+    reason="OCI_CONFORMANCE does not name the suite's executable: see docs/gateway.md",
+)
 @pytest.mark.parametrize("switches", [{}, ALL, {**ALL, "OCI_CACHE_AUTH": "false"}])
 def test_the_suite_finds_nothing(switches: dict[str, str], tmp_path: Path) -> None:
     assert SUITE is not None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from policies.model import Limits
 from policies.reference import Digest
-from runner import hashed, inflate, verify
+from runner import hashed, inflate, layercheck, verify
 from runner.errors import VerificationFailed
 from runner.registry.image import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor
 from runner.verify import CheckedLayer, ImageVerifier, StagedImage, VerifiedImage
@@ -317,7 +317,7 @@ def test_an_image_that_breaks_one_rule_is_refused_by_it(
     staged = make()
     if rule == "layer-inflation":
         check(staged, **options)  # what is small may be as dense as it likes
-        monkeypatch.setattr(verify, "FREE_BYTES", 1 << 19)
+        monkeypatch.setattr(layercheck, "FREE_BYTES", 1 << 19)
     if rule == "layer-members":
         check(staged, **options)
         monkeypatch.setattr(inflate, "MEMBERS", 1)
