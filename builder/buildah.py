@@ -1,10 +1,10 @@
 """buildah, driven so that RUN steps see what they see under ``docker build``.
 
-Chroot isolation is the usual choice inside another container, but gVisor keeps the read-only
-bind of ``/dev`` that buildah makes there, and ``/dev/null`` cannot be written. With
-``--isolation oci`` and runc inside the sandbox, RUN steps get a ``/dev`` of their own. That
-needs a mount of type cgroup, and the capabilities of Docker's default set besides a few, all
-of them in the Sentry alone.
+Chroot isolation is the usual choice inside another container, and ours under Kata and runc. But
+gVisor keeps the read-only bind of ``/dev`` that buildah makes there, and ``/dev/null`` cannot be
+written. With ``--isolation oci`` and runc inside the sandbox, RUN steps get a ``/dev`` of their
+own. That needs a mount of type cgroup, and the capabilities of Docker's default set besides a
+few, all of them in the Sentry alone.
 """
 
 import base64
@@ -23,6 +23,7 @@ from builder.model import (
     UnpackedBase,
 )
 from builder.rootfs import Recipe
+from policies.model import Isolation
 
 STORE = "/var/lib/containers"
 PACKED = "/run/base.erofs"
@@ -66,6 +67,7 @@ CONTAINERS_CONF = """\
 [containers]
 netns = "host"
 default_capabilities = {capabilities}
+default_ulimits = {ulimits}
 [engine]
 runtime = "runc"
 """
@@ -105,7 +107,7 @@ class Buildah:
         reference = f"{request.registry}/{request.repository}:{TAG}"
         build = [
             "buildah", "build",
-            "--isolation=oci",
+            f"--isolation={_run_isolation(request.isolation)}",
             "--network=host",
             f"--format={request.image_format}",
             f"--signature-policy={CONFIG}/policy.json",
@@ -148,7 +150,7 @@ class Buildah:
                 "ignore": _ignore(request.ignored),
                 "auth.json": _auth(request),
                 "registries.conf": _registries(request),
-                **_configuration(request.bases),
+                **_configuration(request.bases, _ulimits(request.isolation)),
             },
             writable=WRITABLE,
             uid=self.uid,
@@ -178,6 +180,16 @@ class Buildah:
         )  # fmt: skip
 
 
+def _run_isolation(sandbox: Isolation) -> str:
+    """Of RUN steps: runc makes cgroups for them, which gVisor alone lets it do in a container."""
+    return "oci" if sandbox is Isolation.GVISOR else "chroot"
+
+
+def _ulimits(sandbox: Isolation) -> tuple[str, ...]:
+    """Of RUN steps. buildah would raise them to 1,048,576, which only gVisor's kernel allows."""
+    return () if sandbox is Isolation.GVISOR else ("nofile=1024:4096", "nproc=1024:1024")
+
+
 def _bases(bases: tuple[UnpackedBase, ...]) -> Iterator[tuple[str, ...]]:
     """Commands that make the store know every base image by the names that the Dockerfile uses."""
     if bases:
@@ -189,11 +201,14 @@ def _bases(bases: tuple[UnpackedBase, ...]) -> Iterator[tuple[str, ...]]:
         yield "buildah", "tag", base.config.partition(":")[2], *base.names
 
 
-def _configuration(bases: tuple[UnpackedBase, ...]) -> dict[str, bytes]:
+def _configuration(
+    bases: tuple[UnpackedBase, ...], ulimits: tuple[str, ...] = ()
+) -> dict[str, bytes]:
     """Files that have no secret and name no registry."""
     files = {
         "containers.conf": CONTAINERS_CONF.format(
-            capabilities=json.dumps([f"CAP_{name}" for name in RUN_CAPABILITIES])
+            capabilities=json.dumps([f"CAP_{name}" for name in RUN_CAPABILITIES]),
+            ulimits=json.dumps(ulimits),
         ).encode(),
         "policy.json": POLICY_JSON,
         "storage.conf": STORAGE_CONF.format(bases=json.dumps([base.at for base in bases])).encode(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from builder.rootfs import Recipe
+from policies.model import Isolation
 
 WORKSPACE = "/workspace"
 """Where the context stands inside every sandbox."""
@@ -64,6 +65,7 @@ class BuildInput:
     Attributes:
         dockerfile: The bytes that were read for facts, so that no builder reads others.
         ignored: Paths of the context that are there and must not be copied.
+        isolation: Of the sandbox that it runs in: how RUN steps can be had may depend on it.
         image_format: ``oci`` or ``docker``.
         registry: The one registry authority that the builder sees, ``127.0.0.1:PORT``.
         repository: Where in it to push the result, without a tag.
@@ -79,6 +81,7 @@ class BuildInput:
     build_args: Mapping[str, str]
     target: str | None
     platform: str
+    isolation: Isolation
     image_format: str
     registry: str
     repository: str

@@ -22,8 +22,11 @@
     │   └── AddressDenied               3  address-denied
     ├── IsolationError                  4  isolation
     │   ├── IsolationUnavailable        4  isolation-unavailable
+    │   │   ├── EngineUnavailable       4  engine-unavailable
+    │   │   └── RuntimeUnknown          4  runtime-unknown
     │   ├── IsolationMismatch           4  isolation-mismatch
     │   └── SandboxFailed               4  sandbox-failed
+    │       └── EngineLost              4  engine-lost
     ├── BuildFailed                     1  build-failed
     ├── CheckFailed                     1  check-failed
     ├── VerificationFailed              5  verification-failed
@@ -59,7 +62,15 @@ from policies.errors import (
     RunnerError,
     UsageError,
 )
-from sandbox.errors import IsolationError, IsolationMismatch, IsolationUnavailable, SandboxFailed
+from sandbox.errors import (
+    EngineLost,
+    EngineUnavailable,
+    IsolationError,
+    IsolationMismatch,
+    IsolationUnavailable,
+    RuntimeUnknown,
+    SandboxFailed,
+)
 
 __all__ = [
     "AddressDenied",
@@ -80,6 +91,8 @@ __all__ = [
     "DiskExceeded",
     "DockerfileInvalid",
     "DockerfileMissing",
+    "EngineLost",
+    "EngineUnavailable",
     "ExitStatus",
     "ImageNotFound",
     "InternalError",
@@ -103,6 +116,7 @@ __all__ = [
     "RegistryRefused",
     "RegistryUnreachable",
     "RunnerError",
+    "RuntimeUnknown",
     "SandboxFailed",
     "StageUnknown",
     "StateUnusable",

@@ -1,7 +1,9 @@
 """Removes what killed runs left and what was kept long enough; living runners hold locks."""
 
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from runner import state
 from runner.files import Home
@@ -10,7 +12,8 @@ from runner.settings import Settings
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import RootfsStore, remove_tree
 from runner.stores.unpacked import UnpackedStore
-from sandbox import place
+from sandbox.cleaning import clean
+from sandbox.errors import IsolationError
 from sandbox.locks import abandoned
 
 
@@ -41,11 +44,18 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     """Removes leftovers one by one, and says which.
 
     Raises:
-        SandboxFailed: Processes of a sandbox do not end, or its files cannot be removed.
+        IsolationError: After all that could be removed: a sandbox that could not, or whose engine
+            does not answer.
     """
+    failed: IsolationError | None = None
     for directory in abandoned(home.sandboxes):
-        place.clean(directory)
-        yield f"sandbox {directory.name}"
+        try:
+            clean(directory)
+        except IsolationError as error:  # such as an engine that is down; the others can go
+            failed = failed or error
+        else:
+            yield f"sandbox {directory.name}"
+    yield from _of_engine(home, settings)
     for directory in state.killed(home.builds):
         remove_tree(directory)
         yield f"build {directory.name}"
@@ -58,3 +68,19 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     yield from base_images(home, settings)
     for path in RootfsStore(home.builders).collect():
         yield f"root filesystem {path.parent.name}/{path.name}"
+    if failed is not None:
+        raise failed
+
+
+def _of_engine(home: Home, settings: Settings) -> Iterator[str]:
+    """What an engine has of this state directory that nothing here knows of any more."""
+    socket = Path(settings.docker.socket)
+    if not os.access(socket, os.W_OK):
+        return
+    from sandbox import dockerplace  # noqa: PLC0415 - the SDK is dear
+
+    roots = {f"sha256:{root.parent.name}" for root in home.builders.glob("*/*/root")}
+    try:
+        yield from dockerplace.sweep(socket, home.sandboxes, roots)
+    except IsolationError:  # nobody said that it runs
+        return

@@ -147,8 +147,11 @@ class Build:
                 spec = SandboxSpec(
                     isolation=decision.isolation,
                     limits=decision.limits,
-                    plan=self._plan(parts.builder, context, facts, session, provided),
+                    plan=self._plan(
+                        parts.builder, context, session, provided, facts=facts, decision=decision
+                    ),
                     root=root.root,
+                    root_digest=root.digest,
                     inputs={CONTEXT_NAME: context.tar, **provided.inputs},
                     images=provided.images,
                 )
@@ -286,9 +289,11 @@ class Build:
         self,
         builder: Builder,
         context: BuildContext,
-        facts: BuildFacts,
         session: Session,
         provided: Bases,
+        *,
+        facts: BuildFacts,
+        decision: Decision,
     ) -> BuildPlan:
         request = self._request
         door = f"127.0.0.1:{GATEWAY_PORT}"
@@ -299,6 +304,7 @@ class Build:
                 build_args=request.build_args,
                 target=request.target,
                 platform=request.platform,
+                isolation=decision.isolation,
                 # OCI's format has no place for what these instructions say.
                 image_format="docker" if facts.dockerfile.docker_only else "oci",
                 registry=door,

@@ -42,6 +42,12 @@ class RegistrySettings(Frozen):
     """Hosts besides the registry's own domain that its token realm may name."""
 
 
+def _absolute(path: str) -> str:
+    if not Path(path).is_absolute():
+        raise ValueError("an absolute path")
+    return path
+
+
 class LocalSettings(Frozen):
     """The local backend."""
 
@@ -50,6 +56,19 @@ class LocalSettings(Frozen):
     first_uid: Annotated[int, Field(ge=65536, le=4_000_000_000)] = 1_900_000_000
     """Run as root, each running build gets a host uid of its own from here on."""
     uids: Annotated[int, Field(ge=1, le=65536)] = 1024
+
+
+class DockerSettings(Frozen):
+    """The docker backend."""
+
+    socket: Annotated[str, AfterValidator(_absolute)] = "/var/run/docker.sock"
+    """Unix socket of an Engine on this host."""
+    runsc: str = "runsc"
+    """What the Engine calls the runtime for gvisor."""
+    kata: str = "io.containerd.kata.v2"
+    """Likewise for kata: an entry of its daemon.json or, from Engine 23 on, the shim's name."""
+    runc: str = "runc"
+    """Likewise for container, which policy has to allow; and for the relay of a network door."""
 
 
 class HttpLimits(Frozen):
@@ -132,6 +151,7 @@ class BaseImageSettings(Frozen):
 class Settings(Frozen):
     registries: Mapping[str, RegistrySettings] = {}
     local: LocalSettings = LocalSettings()
+    docker: DockerSettings = DockerSettings()
     http: HttpLimits = HttpLimits()
     egress: EgressSettings = EgressSettings()
     base_images: BaseImageSettings = BaseImageSettings()

@@ -23,7 +23,7 @@ from builder.model import (
     UnpackedBase,
 )
 from policies.facts import DockerfileFacts
-from policies.model import Decision
+from policies.model import Decision, Isolation
 from policies.reference import Digest, ImageReference
 from runner import events, outcome
 from runner.bases import BaseParts, WithDocuments, is_sound, parts, read_config
@@ -129,9 +129,13 @@ class Unpacking:
     def _named(self, dockerfile: DockerfileFacts) -> dict[ImageReference, BaseParts | None]:
         """The parts of each resolved image, fetched; None for what is left to the builder."""
         resolved = self._upstream.resolved()
-        foreign = {stage.image for stage in dockerfile.stages if stage.foreign}
+        left = {stage.image for stage in dockerfile.stages if stage.foreign}
+        if self._decision.isolation is Isolation.CONTAINER:
+            # On the host's own kernel unpacking is fast, and in a user namespace no device that
+            # is packed could be made.
+            left |= set(dockerfile.images)
         named = (image for image in dockerfile.images if image.pulled() in resolved)
-        found = {image: self._only_part(image) if image not in foreign else None for image in named}
+        found = {image: self._only_part(image) if image not in left else None for image in named}
         self._fetch([base for base in found.values() if base is not None])
         return found
 
@@ -350,10 +354,13 @@ class Unpacking:
     ) -> None:
         plan = self._builder.unpack(self._platform)
         spec = SandboxSpec(
-            isolation=self._decision.isolation,
+            # Whoever is trusted with the Dockerfile did not write the image, and what is made of
+            # it here is for everybody's builds.
+            isolation=max(self._decision.isolation, Isolation.GVISOR),
             limits=replace(self._decision.limits, wall_seconds=ceil(self._seconds_left())),
             plan=plan,
             root=self._root.root,
+            root_digest=self._root.digest,
             inputs=inputs,
             gateway=False,
         )

@@ -68,55 +68,70 @@ def _interfaces(net_dev: str) -> tuple[str, ...]:
     return tuple(name[:64] for name in names[:64])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the sandbox has to be.
+
+    Attributes:
+        uid: That policy judged the builder by, inside.
+        host_release: Of the host's own kernel.
+        rootless: Whether no process may be host uid 0 or have a capability on the host.
+        interfaces: That the sandbox may have besides loopback.
+    """
+
+    isolation: Isolation
+    uid: int
+    host_release: str
+    rootless: bool
+    interfaces: frozenset[str] = frozenset()
+
+
 def judge(
     observation: Observation,
     processes: Sequence[HostProcess],
+    expected: Expected,
     *,
-    uid: int,
-    host_release: str,
     runtime: str,
     runtime_version: str,
 ) -> Evidence:
-    """Accepts a gVisor sandbox, or refuses.
+    """Accepts a sandbox, or refuses.
 
     Args:
         observation: From inside.
         processes: Of the sandbox, as the host shows them.
-        uid: That policy judged the builder by, inside.
-        host_release: Of the host's own kernel; the sandbox must show another one.
-        runtime: Path of the runtime whose processes these must be; for the evidence.
+        expected: What it has to be.
+        runtime: Which one started it; for the evidence.
         runtime_version: What it says of itself; for the evidence.
 
     Raises:
-        IsolationMismatch: Inside or outside, something is not as gVisor is.
+        IsolationMismatch: Inside or outside, something is not as it should be.
     """
-    roles = {process.role for process in processes}
-    first_log_line = _LOG_STAMP.sub("", observation.log.partition("\n")[0])
+    kernels = {
+        Isolation.CONTAINER: _shows_the_host,
+        Isolation.GVISOR: _shows_gvisor,
+        Isolation.KATA: _shows_a_guest,
+    }
+    others = set(observation.interfaces) - {"lo"} - expected.interfaces
     refusals = [
-        ("the kernel's log is not gVisor's", first_log_line != _GVISOR_LOG),
-        (f"the kernel is the host's ({host_release})", observation.release == host_release),
-        (
-            "/proc/gvisor says that the kernel is another",
-            observation.is_gvisor_file.strip() not in {"", "1"},
-        ),
-        (
-            f"there are network interfaces besides loopback: {observation.interfaces}",
-            set(observation.interfaces) - {"lo"},
-        ),
-        (f"it runs as uid {observation.uid} instead of {uid}", observation.uid != uid),
-        ("the host shows no sandbox process of runsc", "sandbox" not in roles),
-        ("the host shows no gofer of runsc", "gofer" not in roles),
+        *kernels[expected.isolation](observation, processes, expected),
+        *([f"there are network interfaces besides its own: {sorted(others)}"] if others else []),
         *(
-            (f"its {process.role} {fault}", True)
+            [f"it runs as uid {observation.uid} instead of {expected.uid}"]
+            if observation.uid != expected.uid
+            else []
+        ),
+        *(
+            f"its {process.role} {fault}"
             for process in processes
-            for fault in _faults(process)
+            for fault in _faults(process, rootless=expected.rootless)
         ),
     ]
-    for refusal, holds in refusals:
-        if holds:
-            raise IsolationMismatch(f"asked for gVisor, but {refusal}")
+    if expected.rootless and not processes:
+        refusals.append("the host shows no process of it")
+    if refusals:
+        raise IsolationMismatch(f"asked for {expected.isolation}, but {refusals[0]}")
     return Evidence(
-        isolation=Isolation.GVISOR,
+        isolation=expected.isolation,
         kernel_release=observation.release,
         kernel_version=observation.version,
         runtime=runtime,
@@ -127,19 +142,69 @@ def judge(
     )
 
 
-def _faults(process: HostProcess) -> Iterator[str]:
+def _shows_gvisor(
+    seen: Observation, processes: Sequence[HostProcess], expected: Expected
+) -> Iterator[str]:
+    roles = {process.role for process in processes}
+    if not _is_gvisor(seen):
+        yield "the kernel's log is not gVisor's"
+    if seen.release == expected.host_release:
+        yield f"the kernel is the host's ({expected.host_release})"
+    if seen.is_gvisor_file.strip() not in {"", "1"}:
+        yield "/proc/gvisor says that the kernel is another"
+    if "sandbox" not in roles:
+        yield "the host shows no sandbox process of runsc"
+    if "gofer" not in roles:
+        yield "the host shows no gofer of runsc"
+
+
+def _shows_a_guest(
+    seen: Observation, processes: Sequence[HostProcess], expected: Expected
+) -> Iterator[str]:
+    """A virtual machine's own kernel. A container's kernel is the host's, whatever it is named."""
+    if _is_gvisor(seen) or seen.is_gvisor_file.strip():
+        yield "the kernel is gVisor's"
+    if seen.release == expected.host_release:
+        yield f"the kernel is the host's ({expected.host_release})"
+    if "application" in {process.role for process in processes}:
+        yield "the host shows its first process"
+
+
+def _shows_the_host(
+    seen: Observation, processes: Sequence[HostProcess], expected: Expected
+) -> Iterator[str]:
+    if _is_gvisor(seen) or seen.release != expected.host_release:
+        yield "the kernel is not the host's"
+    applications = [process for process in processes if process.role == "application"]
+    if not applications:
+        yield "the host does not show its first process"
+    for process in applications:  # nothing but these stands between it and the host's kernel
+        if process.seccomp != _SECCOMP_FILTER:
+            yield "its first process runs without seccomp"
+        if not process.no_new_privileges:
+            yield "its first process may gain new privileges"
+
+
+def _is_gvisor(seen: Observation) -> bool:
+    return _LOG_STAMP.sub("", seen.log.partition("\n")[0]) == _GVISOR_LOG
+
+
+def _faults(process: HostProcess, *, rootless: bool) -> Iterator[str]:
     """What no process of a sandbox may be, each judged for itself."""
     if process.role == UNREADABLE:
         yield "process cannot be looked at"
+    if process.seccomp != _SECCOMP_FILTER and process.role in _FILTERED:
+        yield "runs without seccomp"
+    if not rootless:
+        return
     if process.uid == 0:
         yield "is host uid 0"
     if process.initial_user_namespace and process.role != "launcher":
         yield "is in the initial user namespace"
     if process.initial_user_namespace and process.capabilities:
         yield "has capabilities in the initial user namespace"
-    if process.seccomp != _SECCOMP_FILTER and process.role in {"sandbox", "gofer"}:
-        yield "runs without seccomp"
 
 
+_FILTERED = {"sandbox", "gofer"}
 _SECCOMP_FILTER = 2
 """``Seccomp:`` in ``/proc/PID/status`` where a filter is installed (proc(5))."""

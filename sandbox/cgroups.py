@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from policies.model import Limits
+from sandbox.model import Ending
 from sandbox.processes import Process, read
 
 MOUNT = Path("/sys/fs/cgroup")
@@ -78,6 +79,20 @@ class Group:
         ours = (p for p in found if p.name.startswith(_PREFIX) and p.is_relative_to(mount))
         return cls(int(version), tuple(ours))
 
+    @classmethod
+    def of(cls, pid: int, mount: Path = MOUNT) -> Self | None:
+        """The group that somebody else made for a process, to be read only."""
+        version = 2 if (mount / "cgroup.controllers").exists() else 1
+        own = _groups_of(str(pid))
+        if version == 2:  # noqa: PLR2004
+            found = [mount / own[""]] if "" in own else []
+        else:
+            # Not cpu: what was used stands in the other one, and limits are not ours to set.
+            names = [name for name in ("memory", "cpuacct", "pids") if name in own]
+            found = [mount / name / own[name] for name in names]
+        usable = len(found) == (1 if version == 2 else 3) and all(map(Path.is_dir, found))  # noqa: PLR2004
+        return cls(version, tuple(found)) if usable else None
+
     def _limit(self, limits: Limits) -> None:
         quota = limits.cpu_millis * _PERIOD_MICROSECONDS // 1000
         if self.version == 2:  # noqa: PLR2004
@@ -98,14 +113,14 @@ class Group:
         _write(cpu / "cpu.cfs_quota_us", quota)
         _write(pids / "pids.max", limits.pids)
 
-    def out_of_memory(self) -> bool:
-        """Whether the kernel killed for memory in here."""
+    def ending(self) -> Ending | None:
+        """Which limit the kernel kept by ending something: a kill for memory, a refused task."""
         name = "memory.events" if self.version == 2 else "memory.oom_control"  # noqa: PLR2004
-        return _counter(self.directories[0] / name, "oom_kill") > 0
-
-    def out_of_pids(self) -> bool:
-        """Whether a task was refused in here."""
-        return _counter(self.directories[-1] / "pids.events", "max") > 0
+        if _counter(self.directories[0] / name, "oom_kill") > 0:
+            return Ending.MEMORY
+        if _counter(self.directories[-1] / "pids.events", "max") > 0:
+            return Ending.PIDS
+        return None
 
     def memory_peak_bytes(self) -> int:
         name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"  # noqa: PLR2004
@@ -143,9 +158,12 @@ class Group:
                     time.sleep(0.02)
 
 
-def _own_groups() -> dict[str, str]:
-    """Controller (or "" for version 2) to path, of this process."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
+def _groups_of(process: str = "self") -> dict[str, str]:
+    """Controller (or "" for version 2) to path."""
+    try:
+        lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
+    except OSError:  # gone
+        return {}
     groups = {}
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -155,7 +173,7 @@ def _own_groups() -> dict[str, str]:
 
 
 def _v1_parents(mount: Path) -> list[Path]:
-    own = _own_groups()
+    own = _groups_of()
     parents = [mount / controller / own.get(controller, "") for controller in _V1_CONTROLLERS]
     return parents if all(os.access(parent, os.W_OK) for parent in parents) else []
 
@@ -169,7 +187,7 @@ def _v2_parent(mount: Path) -> list[Path]:
             parent.mkdir(exist_ok=True)
             _write(parent / "cgroup.subtree_control", "+memory +cpu +pids")
     else:
-        parent = mount / _own_groups().get("", "")
+        parent = mount / _groups_of().get("", "")
         with contextlib.suppress(OSError):
             _write(parent / "cgroup.subtree_control", "+memory +cpu +pids")
     try:

@@ -28,3 +28,26 @@ class SandboxFailed(IsolationError):
     """The runtime itself failed, before the build could."""
 
     code = "sandbox-failed"
+
+
+class EngineUnavailable(IsolationUnavailable):
+    """The container engine does not answer, or not to this user. Nothing was started."""
+
+    code = "engine-unavailable"
+    default_advice = "Is it running, and may this user use its socket? runner doctor"
+
+
+class RuntimeUnknown(IsolationUnavailable):
+    """The container engine has no such runtime. Nothing was started."""
+
+    code = "runtime-unknown"
+
+
+class EngineLost(SandboxFailed):
+    """The container engine went away in the middle of a build, which ended by that."""
+
+    code = "engine-lost"
+    default_advice = (
+        "Nothing was published. When the engine is back, runner gc removes what is left of the "
+        "sandbox, and the build can be submitted again."
+    )

@@ -21,6 +21,7 @@ class SandboxSpec:
 
     Attributes:
         root: The builder's root filesystem, already verified.
+        root_digest: What it is known by where it is kept in another form.
         inputs: Files of the host by their names below DOOR, there once the canary was accepted.
         images: EROFS images of the host by where they are mounted, read-only.
         gateway: Whether a gateway listens in the place.
@@ -30,6 +31,7 @@ class SandboxSpec:
     limits: Limits
     plan: BuildPlan
     root: Path
+    root_digest: str
     inputs: Mapping[str, Path] = field(default_factory=dict)
     images: Mapping[str, Path] = field(default_factory=dict)
     gateway: bool = True

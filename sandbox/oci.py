@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from builder.model import DOOR, RUNNER
-from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, OUTLET_SOCKET, SandboxSpec
+from builder.model import RUNNER
+from sandbox.model import SandboxSpec
 
 FILES_LIMIT = 1_048_576
 """buildah sets RLIMIT_NOFILE to this and fails where it may not."""
@@ -78,22 +78,3 @@ def _mounts(spec: SandboxSpec, guest: str, images: Mapping[str, str]) -> list[di
 
 def _mount(destination: str, kind: str, *options: str) -> dict[str, Any]:
     return {"destination": destination, "type": kind, "source": kind, "options": list(options)}
-
-
-def plan(spec: SandboxSpec, nonce: str) -> bytes:
-    """The first process's plan: NUL-terminated strings, counts before what they count.
-
-    Raises:
-        ValueError: A string holds a NUL.
-    """
-    port = GATEWAY_PORT if spec.gateway else 0  # no door
-    strings = ["1", nonce, str(port), f"{DOOR}/{GATEWAY_SOCKET}", spec.plan.claim]
-    commands = spec.plan.commands
-    if spec.plan.output is not None:
-        commands += ((f"{RUNNER}/init", "send", spec.plan.output, f"{DOOR}/{OUTLET_SOCKET}"),)
-    strings.append(str(len(commands)))
-    for command in commands:
-        strings += [str(len(command)), *command]
-    if any("\0" in string for string in strings):
-        raise ValueError("a command holds a NUL")
-    return b"".join(string.encode("utf-8", "surrogateescape") + b"\0" for string in strings)

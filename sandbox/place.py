@@ -1,42 +1,44 @@
-"""Where a local sandbox lives on the host: a directory, a lock, and as root a uid of its own.
+"""Where one sandbox is on the host: a directory that a lock marks as in use.
 
 ::
 
     STATE/sandboxes/ID/
         lock        held by the living runner
-        cgroup      which group is its own
         guest/      appears read-only as /run/runner inside
             init  plan  config/  door/
-        images/     file-system images that it mounts
-        bundle/     config.json
-        runsc/      runsc's own state
+
+Each backend adds what it needs; ``sandbox.cleaning`` takes what nobody holds any more.
 """
 
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
-from sandbox import processes
-from sandbox.cgroups import Group
+from policies.model import Limits
+from sandbox import plan
 from sandbox.errors import SandboxFailed
-from sandbox.locks import Lock, make_locked
-
-_CGROUP = "cgroup"
-UIDS = Path("/run/runner-uids")
-"""Locks of the host uids in use; one place for the whole host, whatever the state directory."""
+from sandbox.locks import Lock
+from sandbox.model import OUTLET_SOCKET, SandboxSpec
+from sandbox.outlet import Outlet
+from sandbox.plan import SOCKETS, Ways
 
 
 @dataclass(slots=True)
-class LocalPlace:
-    """See ``sandbox.model.Place``."""
+class HostPlace:
+    """What every backend's place has. See ``sandbox.model.Place``.
+
+    Attributes:
+        name: Of the sandbox; the build's id, or made of it.
+        peer_uid: Host uid that the sandbox reads its files and connects as.
+    """
 
     name: str
     directory: Path
     peer_uid: int
     _lock: Lock
-    _uid_lock: Lock | None
-    _released: bool = False
 
     @property
     def guest(self) -> Path:
@@ -46,29 +48,55 @@ class LocalPlace:
     def door(self) -> Path:
         return self.guest / "door"
 
-    @property
-    def images(self) -> Path:
-        return self.directory / "images"
-
-    @property
-    def bundle(self) -> Path:
-        return self.directory / "bundle"
-
-    def record_group(self, announced: str) -> None:
-        """Notes which cgroup this sandbox gets, for a ``clean`` by another process."""
-        (self.directory / _CGROUP).write_text(announced)
-
-    @property
-    def runsc_state(self) -> Path:
-        return self.directory / "runsc"
+    def make(self, directories: Mapping[Path, int]) -> None:
+        """Directories with their modes, besides those of the guest. Raises OSError."""
+        guest = dict.fromkeys((self.guest, self.guest / "config", self.door), 0o750)
+        for path, mode in {**guest, **directories}.items():
+            path.mkdir()
+            self.give(path, mode)
+        # Host uid 0 gets in by being root, and nobody else does.
+        self.give(self.directory, 0o700 if self.peer_uid == 0 else 0o750)
 
     def give(self, path: Path, mode: int) -> None:
-        """Lets the sandbox's uid read ``path``, and nobody else but its owner."""
-        if self._uid_lock is not None:
+        """Lets the sandbox's uid read ``path``, and as few others as can be."""
+        if os.geteuid() == 0:
             os.chown(path, -1, self.peer_uid, follow_symlinks=False)
             path.chmod(mode)
-        else:
+        elif self.peer_uid == os.geteuid():
             path.chmod(mode & 0o700)  # the group is the user's, with others in it
+        else:  # only root can give it away: it is for everybody who gets as far
+            path.chmod(mode & 0o700 | mode >> 3 & 0o007)
+
+    def write(self, path: Path, data: bytes, mode: int = 0o440) -> None:
+        """A file that the sandbox can read."""
+        path.write_bytes(data)
+        self.give(path, mode)
+
+    def furnish(self, spec: SandboxSpec) -> None:
+        """Writes the guest's files but for the plan: the first process, and the plan's files.
+
+        Raises:
+            SandboxFailed: This installation has no first process.
+        """
+        init = resources.files("sandbox").joinpath("guest", "init")
+        if not init.is_file():
+            raise SandboxFailed(
+                "the sandbox's first process is not part of this installation",
+                advice="Install the wheel (pip install .): building it compiles "
+                "sandbox/guest/init.c.",
+            )
+        self.write(self.guest / "init", init.read_bytes(), 0o550)
+        for name, data in spec.plan.files.items():
+            self.write(self.guest / "config" / name, data)
+
+    def write_plan(self, spec: SandboxSpec, nonce: str, ways: Ways = SOCKETS) -> None:
+        """What the first process does; ``nonce`` makes the lines known that it writes."""
+        self.write(self.guest / "plan", plan.render(spec, nonce, ways))
+
+    def hand_in_all(self, inputs: Mapping[str, Path]) -> None:
+        """Gives the sandbox its inputs, by their names below the door."""
+        for name, path in inputs.items():
+            self.hand_in(path, self.door / name)
 
     def hand_in(self, path: Path, inside: Path) -> None:
         """Gives the sandbox ``path`` as ``inside``, without copying it where that is possible."""
@@ -84,104 +112,20 @@ class LocalPlace:
         if not inside.stat().st_mode & 0o004:
             self.give(inside, 0o440)
 
-    def release(self) -> None:
-        if self._released:
-            return
-        clean(self.directory)
-        self._released = True
-        self._lock.release()
-        if self._uid_lock is not None:
-            self._uid_lock.release()
+    def outlet(self, collect: Callable[[memoryview], None], limits: Limits) -> Outlet:
+        """The way out for the one file that the sandbox makes."""
+        return Outlet(
+            self.door,
+            OUTLET_SOCKET,
+            collect,
+            peer_uid=self.peer_uid,
+            most_bytes=limits.disk_bytes,
+        )
 
 
-def reserve(sandboxes: Path, name: str, uids: range) -> LocalPlace:
-    """Makes the place for one sandbox.
-
-    Args:
-        sandboxes: Directory of all places.
-        name: Of this one; the build's id.
-        uids: Host uids to choose from when this process is root.
-
-    Raises:
-        SandboxFailed: It exists already, or every uid is taken.
-    """
-    directory = sandboxes.resolve() / name
-    as_root = os.geteuid() == 0
-    uid_lock, uid = _reserve_uid(uids) if as_root else (None, os.geteuid())
-    try:
-        sandboxes.mkdir(parents=True, exist_ok=True)
-        place = LocalPlace(name, directory, uid, make_locked(directory), uid_lock)
-        for made, mode in (
-            (place.guest, 0o750),
-            (place.guest / "config", 0o750),
-            (place.door, 0o750),
-            (place.images, 0o750),
-            (place.bundle, 0o750),
-            (place.runsc_state, 0o700),
-        ):
-            made.mkdir()
-            place.give(made, mode)
-        if as_root:
-            os.chown(place.runsc_state, uid, uid)
-        place.give(directory, 0o750)
-    except OSError as error:
-        if uid_lock is not None:
-            uid_lock.release()
-        raise SandboxFailed(f"no place for the sandbox: {error}") from None
-    return place
-
-
-def _reserve_uid(uids: range) -> tuple[Lock, int]:
-    UIDS.mkdir(mode=0o700, exist_ok=True)
-    in_use = {process.uid for process in processes.alive()}
-    for uid in uids:
-        if uid in in_use:
-            continue
-        try:
-            return Lock(UIDS / str(uid)), uid
-        except BlockingIOError:
-            continue
-    raise SandboxFailed(f"every host uid from {uids.start} to {uids.stop - 1} is in use")
-
-
-def clean(directory: Path) -> None:
-    """Ends every process of the sandbox in ``directory`` and removes its files and groups.
-
-    Raises:
-        SandboxFailed: Something of it could not be removed.
-    """
-    group = _recorded_group(directory)
-    root_option = f"--root={directory / 'runsc'}"
-    owner = _owner(directory / "runsc")
-
-    def belongs(process: processes.Process) -> bool:
-        # Anybody can write this option on a command line, but only as who they are.
-        return process.uid == owner and root_option in process.argv
-
-    # Stubs of the Sentry have no command line: they are found below the process that traces them.
-    roots = [process.pid for process in processes.alive() if belongs(process)]
-    members = [child for root in roots for child in processes.descendants(root)]
-    members += group.members() if group is not None else []
-    known = {(member.pid, member.started) for member in members}
-    if not processes.kill_all(lambda p: belongs(p) or (p.pid, p.started) in known):
-        raise SandboxFailed(f"processes of {directory.name} do not end")
-    if group is not None:
-        group.remove()
+def remove_files(directory: Path) -> None:
+    """Removes the place itself. Raises SandboxFailed where something stays."""
     shutil.rmtree(directory, ignore_errors=False, onerror=_ignore_missing)
-
-
-def _owner(path: Path) -> int | None:
-    try:
-        return path.lstat().st_uid
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _recorded_group(directory: Path) -> Group | None:
-    try:
-        return Group.recorded((directory / _CGROUP).read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
 
 
 def _ignore_missing(function: object, path: str, info: object) -> None:

@@ -15,7 +15,7 @@ from policies.model import Isolation, Limits
 from sandbox import runsc
 from sandbox.cgroups import Group
 from sandbox.local import LocalBackend
-from sandbox.model import SandboxSpec
+from sandbox.model import Backend, Ending, SandboxSpec
 
 
 class Verdict(StrEnum):
@@ -34,14 +34,14 @@ class Row:
     mend: str = ""
 
 
-def probe(backend: LocalBackend, runsc_name: str) -> Iterator[Row]:
+def probe(backend: LocalBackend, runsc_name: str, isolation: Isolation) -> Iterator[Row]:
     """Looks at everything that a sandbox needs, cheapest first, and then starts one."""
     yield _runsc(runsc_name)
     yield _user_namespaces()
     yield _tool("setpriv", "It drops privileges before runsc starts: apt-get install util-linux")
     yield _cgroups()
     yield _identity()
-    yield _smoke(backend)
+    yield smoke(backend, isolation)
 
 
 def _runsc(name: str) -> Row:
@@ -103,39 +103,48 @@ def _identity() -> Row:
     )
 
 
-def _smoke(backend: LocalBackend) -> Row:
-    """Starts a sandbox whose root has nothing but mount points, and judges its canary."""
+def smoke(backend: Backend, isolation: Isolation) -> Row:
+    """Starts a sandbox whose root has nothing but mount points; judges it, and tries its door."""
     with tempfile.TemporaryDirectory(prefix="runner-probe-") as temporary:
         root = Path(temporary) / "root"
         (root / RUNNER.lstrip("/")).mkdir(parents=True)
-        for directory in (Path(temporary), root):
+        for directory in (Path(temporary), *root.rglob("*"), root):
             directory.chmod(0o755)
+        handed_out = bytearray()
         try:
             place = backend.reserve(f"probe-{secrets.token_hex(4)}")
             try:
-                evidence = backend.launch(place, _smoke_spec(root), lambda _: None)
-                evidence.cancel()
-                evidence.wait()
+                spec = _smoke_spec(root, isolation)
+                sandbox = backend.launch(place, spec, lambda _: None, handed_out.extend)
+                ended = sandbox.wait()
             finally:
                 place.release()
         except RunnerError as error:
             return Row(
                 name="sandbox", verdict=Verdict.FAIL, detail=error.message, mend=error.advice
             )
-        seen = evidence.evidence
+    seen = sandbox.evidence
+    if ended.ending is not Ending.EXITED or ended.status != 0 or not handed_out:
+        return Row(
+            name="sandbox",
+            verdict=Verdict.FAIL,
+            detail=f"started and accepted, but its door does not work ({ended.ending})",
+            mend="The runtime lets no Unix socket of a mount through: it needs --host-uds=open.",
+        )
     return Row(
         name="sandbox",
         verdict=Verdict.OK,
-        detail=f"started and accepted: {seen.isolation}, kernel {seen.kernel_release}",
+        detail=f"started and accepted: {seen.isolation}, kernel {seen.kernel_release}; "
+        "its door works",
     )
 
 
-def _smoke_spec(root: Path) -> SandboxSpec:
+def _smoke_spec(root: Path, isolation: Isolation) -> SandboxSpec:
     return SandboxSpec(
-        isolation=Isolation.GVISOR,
+        isolation=isolation,
         limits=Limits(wall_seconds=60),
         plan=BuildPlan(
-            commands=((f"{RUNNER}/init",),),
+            commands=(),
             build_command=0,
             environment={},
             files={},
@@ -143,6 +152,13 @@ def _smoke_spec(root: Path) -> SandboxSpec:
             uid=0,
             capabilities=(),
             claim="/run/claim",
+            output=f"{RUNNER}/plan",  # anything that is there
         ),
         root=root,
+        root_digest=PROBE_DIGEST,
+        gateway=False,
     )
+
+
+PROBE_DIGEST = f"sha256:{'0' * 64}"
+"""Of the root that a probe starts."""

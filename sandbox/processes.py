@@ -109,7 +109,6 @@ def host_view(root: int, executable: Path) -> list[HostProcess]:
         root: Process id of the launcher.
         executable: The runtime's file; a process of any other file is not listed.
     """
-    own_namespace = _link(os.getpid(), "ns/user")
     wanted = executable.stat()
     view = []
     for process in descendants(root):
@@ -122,22 +121,34 @@ def host_view(root: int, executable: Path) -> list[HostProcess]:
         else:
             if not os.path.samestat(file, wanted):
                 continue
-            role = _role(process)
-        view.append(
-            HostProcess(
-                role=role,
-                uid=process.uid,
-                capabilities=int(process.status.get("CapEff", "0"), 16),
-                # What cannot be read counts as the worst.
-                initial_user_namespace=_link(process.pid, "ns/user") in {own_namespace, ""},
-                seccomp=int(process.status.get("Seccomp", "0")),
-                no_new_privileges=process.status.get("NoNewPrivs") == "1",
-            )
-        )
+            role = role_of(process)
+        view.append(as_evidence(process, role))
     return sorted(set(view), key=lambda process: process.role)
 
 
-def _role(process: Process) -> str:
+def as_evidence(process: Process, role: str) -> HostProcess:
+    """What the host shows of ``process``."""
+    namespace, own = (_link(pid, "ns/user") for pid in (process.pid, os.getpid()))
+    return HostProcess(
+        role=role,
+        uid=process.uid,
+        capabilities=int(process.status.get("CapEff", "0"), 16),
+        # What cannot be read counts as the worst, but only one namespace maps everybody to itself.
+        initial_user_namespace=namespace == own or (not namespace and _maps_everybody(process.pid)),
+        seccomp=int(process.status.get("Seccomp", "0")),
+        no_new_privileges=process.status.get("NoNewPrivs") == "1",
+    )
+
+
+def _maps_everybody(pid: int) -> bool:
+    try:
+        return (PROC / str(pid) / "uid_map").read_text().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return True
+
+
+def role_of(process: Process) -> str:
+    """By what it calls itself."""
     name = process.argv[0] if process.argv else ""
     return {"runsc-sandbox": "sandbox", "runsc-gofer": "gofer", "": "application"}.get(
         name, "launcher"
@@ -161,7 +172,7 @@ def memory_bytes(members: Iterable[Process]) -> int:
     anonymous = 0
     for process in members:
         anonymous += int(process.status.get("RssAnon", "0 kB").split()[0]) << 10
-        if _role(process) == "sandbox":
+        if role_of(process) == "sandbox":
             files.update(_memory_files(process.pid))
     return anonymous + sum(files.values())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def listen(directory: Path, name: str, *, peer_uid: int, backlog: int = 128) -> socket.socket:
-    """A listening socket ``directory/name`` that only ``peer_uid`` can connect to.
+    """A listening socket ``directory/name`` for ``peer_uid``, whom the caller has to check.
 
     Bound through a descriptor of the directory: a Unix address holds 108 bytes, and the path of
     a state directory may be longer.
@@ -16,9 +16,10 @@ def listen(directory: Path, name: str, *, peer_uid: int, backlog: int = 128) -> 
     try:
         listener.bind(f"/proc/self/fd/{fd}/{name}")
         path = directory / name
-        if os.geteuid() != peer_uid:
+        if os.geteuid() == 0:
             os.chown(path, peer_uid, peer_uid)
-        path.chmod(0o600)
+        # Only root can give it away; whoever else connects is refused by who they are.
+        path.chmod(0o600 if os.geteuid() in {0, peer_uid} else 0o666)
         listener.listen(backlog)
     except OSError:
         listener.close()

@@ -6,9 +6,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from policies.model import GIB
+from policies.model import GIB, Isolation
 from runner import settings
-from runner.cli.tools import BUILDERS, OPERATOR_POLICY, backend, operator_policy, policies
+from runner.cli.tools import (
+    BUILDERS,
+    OPERATOR_POLICY,
+    docker_backend,
+    local_backend,
+    operator_policy,
+    policies,
+)
 from runner.errors import CheckFailed, RunnerError
 from runner.files import Home
 from runner.stores.rootfs import RootfsStore
@@ -19,12 +26,17 @@ _ROOM_BYTES = 10 * GIB
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", choices=("local", "docker"), default="local", help="[local]")
+    parser.add_argument(
+        "--isolation", choices=[str(each) for each in Isolation], default="gvisor", help="[gvisor]"
+    )
     parser.add_argument("--json", action="store_true", help="rows as JSON")
 
 
 def run(parsed: argparse.Namespace) -> int:
     rows = []
-    for row in _rows():
+    isolation = Isolation[parsed.isolation.upper()]
+    for row in _rows(parsed.backend, isolation):
         rows.append(row)
         if not parsed.json:
             print(f"{row.verdict:<5} {row.name:<16} {row.detail}")  # noqa: T201 - the answer
@@ -38,7 +50,7 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _rows() -> Iterator[Row]:
+def _rows(backend: str, isolation: Isolation) -> Iterator[Row]:
     home = Home.find()
     loaded = settings.Settings()
     try:
@@ -54,9 +66,14 @@ def _rows() -> Iterator[Row]:
     except RunnerError as error:
         yield _failed("state", error)
         return
-    local = backend(home, loaded)
-    yield from probe(local, loaded.local.runsc)
-    yield _base_images(local)
+    if backend == "docker":
+        from sandbox import dockerprobe  # noqa: PLC0415 - the SDK is dear
+
+        yield from dockerprobe.probe(docker_backend(home, loaded), isolation)
+    else:
+        local = local_backend(home, loaded)
+        yield from probe(local, loaded.local.runsc, isolation)
+        yield _base_images(local)
     for name in BUILDERS:
         yield _builder(home, name)
     yield _bootstrap()

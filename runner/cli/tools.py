@@ -1,6 +1,7 @@
 """Puts the parts of this host together for the commands that need them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.buildah import Buildah
 from builder.model import Builder
@@ -13,16 +14,28 @@ from runner.registry.auth import DockerConfig
 from runner.tools import Tools
 from sandbox.local import LocalBackend
 
+if TYPE_CHECKING:
+    from sandbox.docker import DockerBackend
+
 OPERATOR_POLICY = Path("/etc/runner/policy.yaml")
 
 BUILDERS: dict[str, Builder] = {"buildah": Buildah()}
 
 
-def backend(home: Home, loaded: settings.Settings) -> LocalBackend:
+def local_backend(home: Home, loaded: settings.Settings) -> LocalBackend:
     """The local backend, as configured."""
     local = loaded.local
     uids = range(local.first_uid, local.first_uid + local.uids)
     return LocalBackend(home.sandboxes, runsc_name=local.runsc, uids=uids)
+
+
+def docker_backend(home: Home, loaded: settings.Settings) -> "DockerBackend":
+    """The docker backend, as configured."""
+    from sandbox.docker import DockerBackend, Runtimes  # noqa: PLC0415 - the SDK is dear
+
+    docker = loaded.docker
+    runtimes = Runtimes(container=docker.runc, gvisor=docker.runsc, kata=docker.kata)
+    return DockerBackend(home.sandboxes, socket=Path(docker.socket), runtimes=runtimes)
 
 
 def operator_policy() -> bool:
@@ -52,12 +65,12 @@ def policies(given: list[Path]) -> list[Policy]:
 def assemble(given_policies: list[Path]) -> Tools:
     """Everything that a build is made with. Raises ConfigInvalid or PolicyInvalid."""
     loaded, home = settings.load(), Home.find()
-    local = backend(home, loaded)
+    local = local_backend(home, loaded)
     return Tools(
         settings=loaded,
         home=home,
         policies=policies(given_policies),
-        backends={local.name: local},
+        backends={local.name: local, "docker": docker_backend(home, loaded)},
         builders=BUILDERS,
         credentials=DockerConfig(),
     )

@@ -6,7 +6,7 @@
  *   1. read the plan (argv[1]), a list of NUL-terminated strings
  *   2. canary: write what this kernel shows of itself as one line to stdout
  *   3. wait for "release NONCE" on stdin; anything else, or its end, is the end
- *   4. forward 127.0.0.1:PORT to the gateway's Unix socket
+ *   4. forward 127.0.0.1:PORT to the gateway's socket
  *   5. run the commands one after the other; the first that fails is the last.
  *      They write to a pipe of ours: nobody else has the way to the host
  *   6. kill what is left, wait until it is gone, and write one line with the
@@ -15,6 +15,7 @@
  * When stdin ends, whoever started the sandbox is gone: so are we.
  *
  * As `init send FILE SOCKET` it is one of those commands: it hands a file out.
+ * As `init relay PORT SOCKET ...` it is the door of a sandbox on a network.
  *
  * Lines to the host: words separated by one space, values in hex, so that no
  * byte from in here can be taken for a separator. The host checks every one.
@@ -51,7 +52,6 @@ enum {
     FORWARD_CONNECTIONS = 64,
 };
 
-static struct sockaddr_un gateway = {.sun_family = AF_UNIX};
 static int connections;
 static pthread_mutex_t connections_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -59,6 +59,37 @@ static void die(const char *what)
 {
     dprintf(STDERR_FILENO, "runner: init: %s: %s\n", what, strerror(errno));
     _exit(FAILED);
+}
+
+/* ---- the host ----------------------------------------------------------- */
+
+/* Connects to a path of a Unix socket, or to A.B.C.D:PORT. */
+static int connect_host(const char *address)
+{
+    struct sockaddr_un path = {.sun_family = AF_UNIX};
+    struct sockaddr_in place = {.sin_family = AF_INET};
+    struct sockaddr *to = (struct sockaddr *)&path;
+    socklen_t length = sizeof path;
+    unsigned char a, b, c, d;
+    unsigned short port;
+
+    if (address[0] == '/' && strlen(address) < sizeof path.sun_path) {
+        strcpy(path.sun_path, address);
+    } else if (sscanf(address, "%hhu.%hhu.%hhu.%hhu:%hu", &a, &b, &c, &d, &port) == 5) {
+        place.sin_addr.s_addr = htonl((uint32_t)a << 24 | b << 16 | c << 8 | d);
+        place.sin_port = htons(port);
+        to = (struct sockaddr *)&place;
+        length = sizeof place;
+    } else {
+        errno = EINVAL;
+        return -1;
+    }
+    int fd = socket(to->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && connect(fd, to, length) != 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
 }
 
 /* ---- the plan ----------------------------------------------------------- */
@@ -301,20 +332,24 @@ static void start_copy(struct connection *connection, int from, int to)
     pthread_detach(thread);
 }
 
+struct door {
+    const char *host;
+    int listener;
+};
+
 static void *accept_connections(void *argument)
 {
-    int listener = *(int *)argument;
+    struct door *door = argument;
     for (;;) {
-        int inside = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        int inside = accept4(door->listener, NULL, NULL, SOCK_CLOEXEC);
         if (inside < 0)
             continue;
         pthread_mutex_lock(&connections_lock);
         int room = connections < FORWARD_CONNECTIONS ? ++connections : 0;
         pthread_mutex_unlock(&connections_lock);
-        int outside = room ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+        int outside = room ? connect_host(door->host) : -1;
         struct connection *connection = malloc(sizeof *connection);
-        if (outside < 0 || connection == NULL ||
-            connect(outside, (struct sockaddr *)&gateway, sizeof gateway) != 0) {
+        if (outside < 0 || connection == NULL) {
             close(inside);
             if (outside >= 0)
                 close(outside);
@@ -333,20 +368,21 @@ static void *accept_connections(void *argument)
     return NULL;
 }
 
-static void open_door(long port)
+/* Forwards what connects to address:port; never ends. */
+static void open_door(struct door *door, in_addr_t address, long port)
 {
-    static int listener;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     pthread_t thread;
     int on = 1;
 
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
-        bind(listener, (struct sockaddr *)&address, sizeof address) != 0 ||
-        listen(listener, 128) != 0)
+    here.sin_addr.s_addr = htonl(address);
+    door->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (door->listener < 0 ||
+        setsockopt(door->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+        bind(door->listener, (struct sockaddr *)&here, sizeof here) != 0 ||
+        listen(door->listener, 128) != 0)
         die("door");
-    if (pthread_create(&thread, NULL, accept_connections, &listener) != 0)
+    if (pthread_create(&thread, NULL, accept_connections, door) != 0)
         die("thread");
 }
 
@@ -400,28 +436,23 @@ static void kill_the_rest(void)
 
 /* ---- handing out a file ---------------------------------------------------- */
 
-static int send_file(const char *path, const char *socket_path)
+static int send_file(const char *path, const char *address)
 {
     char *buffer = malloc(FORWARD_BYTES);
     int file = open(path, O_RDONLY | O_CLOEXEC);
-    int host = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int host = connect_host(address);
     ssize_t got = 0;
 
-    if (strlen(socket_path) >= sizeof gateway.sun_path) {
-        errno = ENAMETOOLONG;
-        die(socket_path);
-    }
-    strcpy(gateway.sun_path, socket_path);
     if (buffer == NULL || file < 0)
         die(path);
-    if (host < 0 || connect(host, (struct sockaddr *)&gateway, sizeof gateway) != 0)
-        die(socket_path);
+    if (host < 0)
+        die(address);
     while ((got = read(file, buffer, FORWARD_BYTES)) > 0) {
         ssize_t sent = 0;
         while (sent < got) {
             ssize_t n = send(host, buffer + sent, (size_t)(got - sent), MSG_NOSIGNAL);
             if (n < 0)
-                die(socket_path);
+                die(address);
             sent += n;
         }
     }
@@ -429,8 +460,26 @@ static int send_file(const char *path, const char *socket_path)
         die(path);
     /* Only who has everything closes first: what is half sent is not taken for whole. */
     if (shutdown(host, SHUT_WR) != 0 || read(host, buffer, 1) != 0)
-        die(socket_path);
+        die(address);
     return 0;
+}
+
+/* ---- the relay -------------------------------------------------------------- */
+
+/* The one neighbour of a sandbox that cannot have our sockets: a container that
+ * listens on a network of two, and has nothing but them. argv: PORT PATH ... */
+static int relay(char **argv)
+{
+    static struct door doors[2];
+    char byte;
+    for (int i = 0; i < 2 && argv[0] != NULL && argv[1] != NULL; i++, argv += 2) {
+        doors[i].host = argv[1];
+        open_door(&doors[i], INADDR_ANY, strtol(argv[0], NULL, 10));
+    }
+    dprintf(STDOUT_FILENO, "runner-relay 1\n");
+    while (read(STDIN_FILENO, &byte, 1) > 0)
+        ;
+    return 0; /* whoever started us is gone */
 }
 
 int main(int argc, char **argv)
@@ -441,6 +490,8 @@ int main(int argc, char **argv)
 
     if (argc == 4 && strcmp(argv[1], "send") == 0)
         return send_file(argv[2], argv[3]);
+    if (argc >= 4 && strcmp(argv[1], "relay") == 0)
+        return relay(argv + 2);
     if (argc != 2) {
         errno = EINVAL;
         die("usage: init PLAN");
@@ -449,7 +500,8 @@ int main(int argc, char **argv)
     next_number(1, 1); /* the plan's version */
     const char *nonce = next_string();
     long port = next_number(0, 65535); /* 0: no door */
-    const char *socket_path = next_string();
+    static struct door gateway;
+    gateway.host = next_string();
     const char *claim_path = next_string();
     count = next_number(1, COMMANDS);
     for (index = 0; index < count; index++) {
@@ -460,16 +512,15 @@ int main(int argc, char **argv)
         for (long word = 0; word < words; word++)
             commands[index][word] = next_string();
     }
-    if (strlen(socket_path) >= sizeof gateway.sun_path || strlen(nonce) > 128) {
+    if (strlen(nonce) > 128) {
         errno = ENAMETOOLONG;
         die("plan");
     }
-    strcpy(gateway.sun_path, socket_path);
 
     show_canary(nonce);
     await_release(nonce);
     if (port != 0)
-        open_door(port);
+        open_door(&gateway, INADDR_LOOPBACK, port);
     pthread_t drain;
     if (pipe2(output, O_CLOEXEC) != 0 || pthread_create(&drain, NULL, drain_output, NULL) != 0)
         die("output");

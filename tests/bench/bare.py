@@ -19,6 +19,7 @@ from pathlib import Path
 
 from builder.buildah import STORE, Buildah
 from builder.model import CONFIG, CONTEXT_TAR, BuildInput, BuildPlan
+from policies.model import Isolation
 from policies.reference import Digest
 from tests.support.hosts import write_context
 
@@ -59,6 +60,7 @@ class Bare:
                 build_args=build_args,
                 target=None,
                 platform="linux/amd64",
+                isolation=Isolation.GVISOR,  # driven the same
                 image_format="oci",
                 registry=registry,
                 repository=repository,

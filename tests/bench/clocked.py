@@ -13,8 +13,10 @@ from runner import pipeline, state
 from runner.registry import dial
 from runner.stores.rootfs import RootfsStore
 from sandbox import local, processes, runsc
-from sandbox.local import LocalBackend, LocalSandbox
-from sandbox.place import LocalPlace
+from sandbox.local import LocalBackend
+from sandbox.localplace import LocalPlace
+from sandbox.place import HostPlace
+from sandbox.supervise import SupervisedSandbox
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,10 +28,10 @@ CLOCKED: tuple[tuple[str, Any, str], ...] = (
     ("certificates of the system read, every call", ssl, "create_default_context"),
     ("place of the sandbox: uid, directories, lock", LocalBackend, "reserve"),
     ("guest files and config.json", local, "_write_place"),
-    ("fork and exec of the launcher", LocalSandbox, "_start"),
-    ("runsc start to the canary", LocalSandbox, "_await_canary"),
-    ("judging the canary against /proc", LocalSandbox, "_judge"),
-    ("release: link of the context, nonce", LocalSandbox, "_release"),
+    ("fork and exec of the launcher", local, "_start"),
+    ("runsc start to the canary", SupervisedSandbox, "_await_canary"),
+    ("judging the canary against /proc", local, "_accept"),
+    ("release: link of the context", HostPlace, "hand_in_all"),
     ("after the build: processes killed and looked for", processes, "kill_all"),
     ("after the build: place removed", LocalPlace, "release"),
     ("supervision: processor time, every 0.2 s", processes, "cpu_seconds"),

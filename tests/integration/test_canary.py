@@ -57,7 +57,7 @@ def test_a_runtime_that_is_not_gvisor_gets_nothing(
     monkeypatch.setattr("sandbox.place.os.link", spy)
     events: list[Event] = []
     context = write_context(place / "context", "FROM scratch\nCOPY Dockerfile /\n")
-    with pytest.raises(IsolationMismatch, match="asked for gVisor, but "):
+    with pytest.raises(IsolationMismatch, match="asked for gvisor, but "):
         Person(person.directory, settings).submit(context, listen=events.append)
     assert record.read_text() == "started\n"
     assert links == []

@@ -28,7 +28,7 @@ from builder.model import CONFIG, CONTEXT_NAME, CONTEXT_TAR, WORKSPACE, BuildInp
 from policies.facts import DockerfileFacts
 from policies.model import Isolation, Limits
 from policies.reference import DOCKER_HUB, ImageReference
-from runner.cli.tools import backend
+from runner.cli.tools import local_backend
 from runner.stores.rootfs import RootfsStore
 from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, SandboxSpec
 from tests.dockerfiles.corpus import CASES, Case
@@ -167,6 +167,7 @@ def plan_of(case: Case) -> BuildPlan:
             build_args=case.build_args,
             target=case.target,
             platform="linux/amd64",
+            isolation=Isolation.GVISOR,
             image_format="docker" if docker_only else "oci",
             registry=f"{DOOR}/{case.name}",
             repository="made",
@@ -252,7 +253,7 @@ def build_all(
     flags: tuple[str, ...] = (ALIASES, "--retry=0"),
 ) -> dict[str, Ran]:
     """Builds ``cases`` in one sandbox, two at a time, with ``flags`` besides the plan's."""
-    tools = backend(person.home, person.settings)
+    tools = local_backend(person.home, person.settings)
     context = work / "context.tar"
     context.write_bytes(context_of(cases, host_shell(work / "shell"), flags))
     base = plan_of(cases[0])
@@ -275,7 +276,8 @@ def build_all(
         isolation=Isolation.GVISOR,
         limits=Limits(wall_seconds=300),
         plan=plan,
-        root=RootfsStore(builders).verified("buildah").root,
+        root=(installed := RootfsStore(builders).verified("buildah")).root,
+        root_digest=installed.digest,
         inputs={CONTEXT_NAME: context},
     )
     output = bytearray()

@@ -15,7 +15,7 @@ from typing import IO, Any
 from policies import loader
 from policies.reference import ImageReference
 from runner.cancel import Cancellation
-from runner.cli.tools import BUILDERS, backend
+from runner.cli.tools import BUILDERS, local_backend
 from runner.errors import RunnerError
 from runner.events import Event, Output
 from runner.files import Home
@@ -26,8 +26,8 @@ from runner.settings import RegistrySettings, Settings
 from runner.tools import Tools
 from sandbox import processes
 from sandbox.cgroups import MOUNT
+from sandbox.cleaning import clean
 from sandbox.locks import abandoned
-from sandbox.place import clean
 
 REPOSITORY = Path(__file__).parent.parent.parent
 STRANGER = 1_890_000_000 + os.getpid()
@@ -102,8 +102,10 @@ class Person:
 
     def _configure(self) -> None:
         """Writes the settings that differ from the defaults."""
-        local = self.settings.local.model_dump(exclude_defaults=True)
-        lines = ["[local]", *(f"{key} = {json.dumps(value)}" for key, value in local.items())]
+        lines = []
+        for name in ("local", "docker"):
+            table = getattr(self.settings, name).model_dump(exclude_defaults=True)
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(each)}" for key, each in table.items())]
         lines += [registry_lines(host, each) for host, each in self.settings.registries.items()]
         self.config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -157,7 +159,7 @@ class Person:
     # -- in this process -------------------------------------------------------------------
 
     def tools(self, *policies: Path, credentials: Credentials | None = None) -> Tools:
-        local = backend(self.home, self.settings)
+        local = local_backend(self.home, self.settings)
         return Tools(
             settings=self.settings,
             home=self.home,

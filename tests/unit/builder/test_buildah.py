@@ -21,6 +21,7 @@ from builder.model import (
     BuildInput,
     UnpackedBase,
 )
+from policies.model import Isolation
 from sandbox.report import COMMANDS
 
 TOKEN = "only-for-this-session"
@@ -30,6 +31,7 @@ INPUT = BuildInput(
     build_args={},
     target=None,
     platform="linux/amd64",
+    isolation=Isolation.GVISOR,
     image_format="oci",
     registry="127.0.0.1:5000",
     repository="build",

@@ -24,4 +24,5 @@ def spec() -> SandboxSpec:
         limits=Limits(disk_bytes=4096),
         plan=plan,
         root=Path("/store/root"),
+        root_digest=f"sha256:{'5' * 64}",
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from policies.model import Isolation
-from sandbox.canary import Observation, judge
+from sandbox.canary import Expected, Observation, judge
 from sandbox.errors import IsolationMismatch
 from sandbox.model import Evidence, HostProcess
 
@@ -29,10 +29,15 @@ APPLICATION = replace(SANDBOX, role="application", seccomp=0)
 PROCESSES = (APPLICATION, GOFER, LAUNCHER, SANDBOX)
 
 
-def judged(seen: Observation = SEEN, processes: tuple[HostProcess, ...] = PROCESSES) -> Evidence:
-    return judge(
-        seen, processes, uid=0, host_release="6.18.0", runtime="/bin/runsc", runtime_version="2024"
-    )
+STRICT = Expected(isolation=Isolation.GVISOR, uid=0, host_release="6.18.0", rootless=True)
+
+
+def judged(
+    seen: Observation = SEEN,
+    processes: tuple[HostProcess, ...] = PROCESSES,
+    expected: Expected = STRICT,
+) -> Evidence:
+    return judge(seen, processes, expected, runtime="/bin/runsc", runtime_version="2024")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,96 @@ def test_a_good_process_does_not_excuse_a_bad_one_of_its_role(good_last: bool) -
     pair = [replace(APPLICATION, uid=0), APPLICATION]
     with pytest.raises(IsolationMismatch, match="application is host uid 0"):
         judged(processes=(SANDBOX, GOFER, *(pair if good_last else pair[::-1])))
+
+
+PLAIN = replace(STRICT, rootless=False)
+"""As an engine whose containers are not mapped has it."""
+
+
+def test_a_plain_engine_runs_it_as_host_root_and_evidence_says_so() -> None:
+    root = tuple(replace(each, uid=0) for each in (SANDBOX, GOFER))
+    assert judged(processes=root, expected=PLAIN).processes == root
+    with pytest.raises(IsolationMismatch, match="sandbox is host uid 0"):
+        judged(processes=root)
+
+
+@pytest.mark.parametrize(
+    ("processes", "says"),
+    [
+        ((GOFER,), "no sandbox process"),
+        ((SANDBOX, replace(GOFER, seccomp=0)), "gofer runs without seccomp"),
+        ((SANDBOX, GOFER, replace(SANDBOX, role="unreadable")), "cannot be looked at"),
+    ],
+)
+def test_a_plain_engine_is_excused_from_nothing_else(
+    processes: tuple[HostProcess, ...], says: str
+) -> None:
+    with pytest.raises(IsolationMismatch, match=says):
+        judged(processes=processes, expected=PLAIN)
+
+
+def test_its_own_network_is_no_other_one() -> None:
+    on_network = replace(PLAIN, interfaces=frozenset({"eth0"}))
+    seen = judged(replace(SEEN, interfaces=("lo", "eth0")), expected=on_network)
+    assert seen.interfaces == ("lo", "eth0")
+    with pytest.raises(IsolationMismatch, match="eth1"):
+        judged(replace(SEEN, interfaces=("lo", "eth0", "eth1")), expected=on_network)
+
+
+KATA = replace(PLAIN, isolation=Isolation.KATA)
+GUEST = replace(SEEN, release="6.12.42", log="<5>[    0.000000] Linux version 6.12.42")
+VMM = replace(SANDBOX, role="launcher", uid=0, seccomp=0)
+
+
+def test_a_guest_kernel_of_its_own_is_kata() -> None:
+    assert judged(GUEST, (VMM,), KATA).isolation is Isolation.KATA
+    assert judged(GUEST, (), KATA).processes == ()
+
+
+@pytest.mark.parametrize(
+    ("seen", "processes", "says"),
+    [
+        (replace(GUEST, release="6.18.0"), (VMM,), "the host's"),
+        (SEEN, (VMM,), "gVisor's"),
+        (replace(GUEST, is_gvisor_file="1"), (VMM,), "gVisor's"),
+        (GUEST, (APPLICATION,), "shows its first process"),
+    ],
+)
+def test_what_is_no_guest_is_no_kata(
+    seen: Observation, processes: tuple[HostProcess, ...], says: str
+) -> None:
+    with pytest.raises(IsolationMismatch, match=says):
+        judged(seen, processes, KATA)
+
+
+def test_nobody_is_trusted_to_be_rootless_unseen() -> None:
+    with pytest.raises(IsolationMismatch, match="no process"):
+        judged(GUEST, (), replace(KATA, rootless=True))
+
+
+CONTAINER = replace(PLAIN, isolation=Isolation.CONTAINER)
+HOST = replace(GUEST, release="6.18.0")
+
+
+def test_a_container_has_the_hosts_kernel_and_is_never_taken_for_more() -> None:
+    contained = replace(APPLICATION, seccomp=2)
+    assert judged(HOST, (contained,), CONTAINER).isolation is Isolation.CONTAINER
+
+
+@pytest.mark.parametrize(
+    ("seen", "processes", "says"),
+    [
+        (GUEST, (replace(APPLICATION, seccomp=2),), "not the host's"),
+        (HOST, (), "does not show"),
+        (HOST, (APPLICATION,), "without seccomp"),
+        (HOST, (replace(APPLICATION, seccomp=2, no_new_privileges=False),), "new privileges"),
+    ],
+)
+def test_a_container_is_confined_or_refused(
+    seen: Observation, processes: tuple[HostProcess, ...], says: str
+) -> None:
+    with pytest.raises(IsolationMismatch, match=says):
+        judged(seen, processes, CONTAINER)
 
 
 FIELDS = {

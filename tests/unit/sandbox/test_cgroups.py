@@ -9,6 +9,7 @@ import pytest
 from policies.model import Limits
 from sandbox import cgroups
 from sandbox.cgroups import Group
+from sandbox.model import Ending
 
 GROUP = "runner-b"
 LIMITS = Limits(memory_bytes=1 << 20, cpu_millis=1500, pids=77)
@@ -31,7 +32,7 @@ def fill(directory: Path, *names: str) -> None:
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = {"memory": "mine", "cpu": "mine", "cpuacct": "mine", "pids": "", "": "mine"}
-    monkeypatch.setattr(cgroups, "_own_groups", lambda: groups)
+    monkeypatch.setattr(cgroups, "_groups_of", lambda: groups)
 
 
 @pytest.fixture
@@ -182,23 +183,22 @@ def test_a_version_2_without_delegation_has_no_group(v2: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "files", "expected"),
     [
-        (1, {}, (False, False, 0)),
-        (1, {"memory.oom_control": "under_oom 0\noom_kill 1\n"}, (True, False, 0)),
-        (1, {"memory.oom_control": "oom_kill_disable 1\noom_kill 0\n"}, (False, False, 0)),
-        (1, {"memory.max_usage_in_bytes": "42\n", "pids.events": "max 2\n"}, (False, True, 42)),
-        (2, {"memory.events": "oom 1\noom_kill 3\n"}, (True, False, 0)),
-        (2, {"memory.peak": "43\n", "pids.events": "max 0\n"}, (False, False, 43)),
-        (2, {"memory.peak": "max\n", "memory.events": "oom_kill x\n"}, (False, False, 0)),
+        (1, {}, (None, 0)),
+        (1, {"memory.oom_control": "under_oom 0\noom_kill 1\n"}, (Ending.MEMORY, 0)),
+        (1, {"memory.oom_control": "oom_kill_disable 1\noom_kill 0\n"}, (None, 0)),
+        (1, {"memory.max_usage_in_bytes": "42\n", "pids.events": "max 2\n"}, (Ending.PIDS, 42)),
+        (2, {"memory.events": "oom 1\noom_kill 3\n"}, (Ending.MEMORY, 0)),
+        (2, {"memory.peak": "43\n", "pids.events": "max 0\n"}, (None, 43)),
+        (2, {"memory.peak": "max\n", "memory.events": "oom_kill x\n"}, (None, 0)),
     ],
 )
 def test_counters_say_what_happened(
-    tmp_path: Path, version: int, files: dict[str, str], expected: tuple[bool, bool, int]
+    tmp_path: Path, version: int, files: dict[str, str], expected: tuple[Ending | None, int]
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     group = Group(version, (tmp_path,))
-    seen = (group.out_of_memory(), group.out_of_pids(), group.memory_peak_bytes())
-    assert seen == expected
+    assert (group.ending(), group.memory_peak_bytes()) == expected
 
 
 def test_processes_are_those_of_every_directory(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_removing_waits_for_the_last_process_but_not_for_ever(tmp_path: Path) ->
 
 
 def test_our_own_groups_are_read_by_controller() -> None:
-    assert all(not path.startswith("/") for path in cgroups._own_groups().values())
+    assert all(not path.startswith("/") for path in cgroups._groups_of().values())
 
 
 def test_processor_time_is_what_the_kernel_counted(v1: Path, v2: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import place, processes
+from sandbox import localplace, processes
 from sandbox.errors import SandboxFailed
+from sandbox.localplace import reserve
 from sandbox.locks import abandoned
-from sandbox.place import reserve
 
 UIDS = range(1_999_000_000, 1_999_000_002)
 AS_ROOT = os.geteuid() == 0
@@ -18,7 +18,7 @@ AS_ROOT = os.geteuid() == 0
 
 @pytest.fixture(autouse=True)
 def _own_uids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "UIDS", tmp_path / "uids")
+    monkeypatch.setattr(localplace, "UIDS", tmp_path / "uids")
 
 
 @pytest.fixture

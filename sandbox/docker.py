@@ -1,0 +1,348 @@
+"""The Docker backend: the same sandbox as an unprivileged container of an Engine on this host.
+
+What the engine is asked for stands in ``sandbox.containers``, how it is asked in
+``sandbox.engine``. The door is the local backend's wherever the runtime can have it: no network,
+and one Unix socket in a read-only mount. Kata, and a ``runsc`` that was registered without
+``--host-uds=open``, get a network of two instead, with a relay of ours as the only neighbour.
+"""
+
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from policies.errors import RunnerError
+from policies.model import Isolation
+from sandbox import containers, diagnostics, dockerplace, processes, runsc
+from sandbox.builderimage import builder_image, image_name
+from sandbox.canary import Expected, Observation, judge
+from sandbox.cgroups import Group
+from sandbox.containers import Container
+from sandbox.dockerplace import DockerPlace
+from sandbox.engine import Engine, Info, State
+from sandbox.errors import (
+    EngineLost,
+    IsolationUnavailable,
+    RuntimeUnknown,
+    SandboxFailed,
+)
+from sandbox.model import GATEWAY_PORT, Ending, Evidence, HostProcess, Place, Sandbox, SandboxSpec
+from sandbox.plan import SOCKETS, Ways
+from sandbox.supervise import START_SECONDS, Remains, SupervisedSandbox
+
+_SHIM_NAMES_SINCE = 23
+"""First Engine that takes the name of a containerd shim for a runtime."""
+_RELAY_READY = b"runner-relay 1\n"
+_REAP_SECONDS = 30.0
+_REGISTER = "Register it in the engine's daemon.json (deploy/docker/README.md), or: runner doctor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtimes:
+    """What the engine calls the runtime of each isolation."""
+
+    container: str = "runc"
+    gvisor: str = "runsc"
+    kata: str = "io.containerd.kata.v2"
+
+    def of(self, isolation: Isolation) -> str:
+        names = (self.container, self.gvisor, self.kata)
+        return dict(zip(Isolation, names, strict=True))[isolation]
+
+
+class DockerBackend:
+    """See ``sandbox.model.Backend``."""
+
+    name = "docker"
+
+    def __init__(self, sandboxes: Path, *, socket: Path, runtimes: Runtimes) -> None:
+        self._sandboxes = sandboxes
+        self._socket = socket
+        self._runtimes = runtimes
+
+    @property
+    def socket(self) -> Path:
+        """Where the engine listens."""
+        return self._socket
+
+    def info(self) -> Info:
+        """What the engine says of itself. Raises EngineUnavailable."""
+        return Engine.connect(self._socket).info()
+
+    def require(self, isolation: Isolation) -> None:
+        self.runtime(self.info(), isolation)
+
+    def runtime(self, info: Info, isolation: Isolation) -> str:
+        """What the engine calls the runtime for ``isolation``. Raises RuntimeUnknown."""
+        name = self._runtimes.of(isolation)
+        is_shim = name.startswith("io.containerd.") and info.major >= _SHIM_NAMES_SINCE
+        if name not in info.runtimes and not is_shim:
+            raise RuntimeUnknown(
+                f"the engine has no runtime {name!r}, which {isolation} is configured to use",
+                advice=_REGISTER,
+            )
+        return name
+
+    def reserve(self, build_id: str) -> DockerPlace:
+        engine = Engine.connect(self._socket)
+        # Of the gofer, which connects for the Sentry; of a container's own root; of the relay.
+        peer_uid = engine.info().root_uid
+        return dockerplace.reserve(
+            self._sandboxes, build_id, engine=engine, socket=self._socket, peer_uid=peer_uid
+        )
+
+    def forget_image(self, root_digest: str) -> None:
+        """Removes the engine's image of a root filesystem; the next launch makes it anew."""
+        Engine.connect(self._socket).remove_image(image_name(root_digest))
+
+    def mounts_images(self) -> bool:
+        return False  # the engine knows no such mount
+
+    @staticmethod
+    def takes_sockets(info: Info, runtime: str, isolation: Isolation) -> bool:
+        """Whether a Unix socket in a mount can be the door."""
+        if isolation is Isolation.GVISOR:
+            found = info.runtimes.get(runtime)
+            return found is not None and found.opens_host_sockets
+        return isolation is Isolation.CONTAINER
+
+    def launch(
+        self,
+        place: Place,
+        spec: SandboxSpec,
+        log: Callable[[bytes], None],
+        collect: Callable[[memoryview], None] | None = None,
+    ) -> Sandbox:
+        assert isinstance(place, DockerPlace), "from this backend's reserve"
+        info = place.engine.info()
+        container = Container(
+            image=builder_image(place.engine, spec, dockerplace.of_state(self._sandboxes)),
+            runtime=self.runtime(info, spec.isolation),
+            guest=str(place.guest),
+            network="none",
+            labels=place.labels,
+            apparmor=info.has("apparmor"),
+        )
+        nonce = secrets.token_hex(16)
+        place.furnish(spec)
+        with ExitStack() as undo:
+            relay, ways = None, SOCKETS
+            if not self.takes_sockets(info, container.runtime, spec.isolation):
+                relay = undo.enter_context(Relay(place, container))
+                container, ways = replace(container, network=relay.network), relay.ways
+            place.write_plan(spec, nonce, ways)
+            outlet = None
+            if collect is not None:
+                outlet = place.outlet(collect, spec.limits)
+                undo.callback(outlet.close)
+            machine = DockerMachine(place, spec, container, relay)
+            undo.pop_all()  # the sandbox's from here on
+        return SupervisedSandbox(
+            machine,
+            spec.limits,
+            nonce=nonce,
+            accept=partial(_accept, info, container, spec, machine),
+            hand_in=partial(place.hand_in_all, spec.inputs),
+            log=log,
+            outlet=outlet,
+        )
+
+
+class Relay:
+    """A network of two, and the neighbour in it: a forwarder to this sandbox's sockets."""
+
+    def __init__(self, place: DockerPlace, container: Container) -> None:
+        """Raises SandboxFailed where it does not come up; what there is of it has its labels."""
+        engine, name = place.engine, f"untrusted-runner-{place.name}"
+        self.network = name
+        engine.create_network(name, containers.network(place.labels))
+        neighbour = replace(container, network=name, runtime="runc")
+        relay = engine.create(f"{name}-relay", containers.relay(neighbour))
+        self._streams = engine.attach(relay)
+        try:
+            engine.start(relay)
+            self._await()
+            address = engine.address(relay, name)
+        except BaseException:
+            self._streams.close()
+            raise
+        self.ways = Ways(
+            gateway=f"{address}:{GATEWAY_PORT}",
+            outlet=f"{address}:{containers.OUTLET_PORT}",
+        )
+
+    def _await(self) -> None:
+        timer = threading.Timer(START_SECONDS, self._streams.close)
+        timer.start()
+        seen = b""
+        try:
+            while _RELAY_READY not in seen:
+                data = self._streams.read()
+                seen += data
+                if not data:
+                    shown = seen[-500:].decode("utf-8", "backslashreplace").strip()
+                    raise SandboxFailed(f"the relay did not start: {shown or 'no output'}")
+        finally:
+            timer.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """It ends by that."""
+        self._streams.close()
+
+
+class DockerMachine:
+    """See ``sandbox.supervise.Machine``. A thread waits for the container's end."""
+
+    def __init__(
+        self, place: DockerPlace, spec: SandboxSpec, container: Container, relay: Relay | None
+    ) -> None:
+        """Starts it. Raises SandboxFailed; what there is of it has the place's labels."""
+        self._engine = place.engine
+        self._relay = relay
+        self.enforced = _enforced(spec.isolation)
+        config = containers.sandbox(spec, container)
+        diagnostics.debug("sandbox", container=config)
+        name = f"untrusted-runner-{place.name}"
+        self.id = self._engine.create(name, config)
+        self._streams = self._engine.attach(self.id)
+        try:
+            self._engine.start(self.id)
+        except RunnerError:
+            self._streams.close()
+            raise
+        self._group: Group | None = None
+        self._killed_by_kernel: Ending | None = None
+        self._cpu_seconds = 0.0
+        self._peak_bytes = 0
+        self._status: int | None = None
+        self._lost: Exception | None = None
+        self._waiter = threading.Thread(target=self._await_end, name="sandbox-end", daemon=True)
+        self._waiter.start()
+
+    def look(self) -> State:
+        """How it is now; from then on its cgroup is read too."""
+        state = self._engine.state(self.id)
+        if state is None:
+            raise SandboxFailed("somebody removed the sandbox's container")
+        if state.pid and self._group is None:
+            self._group = Group.of(state.pid)
+        return state
+
+    def _await_end(self) -> None:
+        try:
+            self._status = self._engine.wait(self.id)
+        except Exception as error:  # noqa: BLE001 - a thread's last resort; reap() raises it
+            self._lost = error
+
+    def read(self) -> bytes:
+        return self._streams.read()
+
+    def write(self, data: bytes) -> None:
+        self._streams.write(data)
+
+    def sample(self) -> Ending | None:
+        if (group := self._group) is None:
+            return None
+        self._killed_by_kernel = group.ending() or self._killed_by_kernel
+        self._cpu_seconds = max(self._cpu_seconds, group.cpu_seconds() or 0)
+        self._peak_bytes = max(self._peak_bytes, group.memory_peak_bytes())
+        return None
+
+    def kill(self) -> None:
+        # Where the engine is gone, the end of standard input ends the first process.
+        with suppress(RunnerError):
+            self._engine.kill(self.id)
+        if self._lost is not None:
+            self._streams.close()
+
+    def reap(self) -> Remains:
+        self.sample()  # the engine removes the group a moment after the end
+        self._waiter.join(_REAP_SECONDS)
+        if self._lost is not None:
+            raise self._lost
+        if self._waiter.is_alive():
+            raise EngineLost("the sandbox ended, and the engine does not say how")
+        state = self._engine.state(self.id)
+        if state is None:
+            raise SandboxFailed("somebody removed the sandbox's container")
+        return Remains(
+            status=self._status,
+            ending=Ending.MEMORY if state.out_of_memory else self._killed_by_kernel,
+            cpu_seconds=self._cpu_seconds,
+            memory_peak_bytes=self._peak_bytes,
+        )
+
+    def close(self) -> None:
+        self._streams.close()
+        if self._relay is not None:
+            self._relay.close()
+
+
+def _enforced(isolation: Isolation) -> dict[str, str]:
+    kept = "cgroup of the engine"
+    return {
+        "memory_bytes": kept,
+        "cpu_millis": kept,
+        "pids": "not enforced" if isolation is Isolation.KATA else kept,
+        "disk_bytes": "sandbox kernel",
+    }
+
+
+def _accept(
+    info: Info,
+    container: Container,
+    spec: SandboxSpec,
+    machine: DockerMachine,
+    observation: Observation,
+) -> Evidence:
+    view = _host_view(machine.look().pid, machine.id, spec.isolation)
+    on_network = container.network != "none"
+    return judge(
+        observation,
+        view,
+        Expected(
+            isolation=spec.isolation,
+            uid=spec.plan.uid,
+            host_release=os.uname().release,
+            rootless=False,
+            interfaces=frozenset({"eth0"} if on_network else ()),
+        ),
+        runtime=f"Docker Engine {info.version}, {container.runtime}",
+        runtime_version=_version(info, container.runtime),
+    )
+
+
+def _version(info: Info, name: str) -> str:
+    """Of the runtime behind ``name``, where it says so to this user."""
+    entry = info.runtimes.get(name)
+    if entry is None or not entry.path:
+        return "not known"
+    try:
+        return runsc.find(entry.path).version
+    except IsolationUnavailable:
+        return "not known"
+
+
+def _host_view(pid: int, container: str, isolation: Isolation) -> list[HostProcess]:
+    """The sandbox's processes, where this process shares the engine's view of the host."""
+    first = processes.read(pid)
+    shim = processes.read(first.parent) if first is not None else None
+    # Numbers of another PID namespace are other processes here.
+    if first is None or shim is None or container not in shim.argv:
+        return []
+    if isolation is Isolation.CONTAINER:
+        return [processes.as_evidence(first, "application")]
+    members = (each for each in processes.descendants(shim.pid) if each.pid != shim.pid)
+    view = {processes.as_evidence(each, processes.role_of(each)) for each in members}
+    return sorted(view, key=lambda each: each.role)

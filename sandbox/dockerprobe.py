@@ -1,0 +1,88 @@
+"""What an Engine on this host can do for the docker backend, row by row, with what mends it."""
+
+import json
+from collections.abc import Iterator
+
+from policies.errors import RunnerError
+from policies.model import Isolation
+from sandbox.docker import DockerBackend
+from sandbox.engine import Info
+from sandbox.probe import PROBE_DIGEST, Row, Verdict, smoke
+
+ENTRY = {
+    "path": "/usr/bin/runsc",
+    "runtimeArgs": ["--network=none", "--host-uds=open", "--overlay2=none"],
+}
+"""Of daemon.json, as in deploy/docker/daemon.json: no network at all, and sockets in mounts."""
+
+
+def probe(backend: DockerBackend, isolation: Isolation) -> Iterator[Row]:
+    """Looks at the engine, at its runtime for ``isolation``, and then starts a sandbox."""
+    try:
+        info = backend.info()
+    except RunnerError as error:
+        yield _failed("engine", error)
+        return
+    yield Row(
+        name="engine",
+        verdict=Verdict.OK,
+        detail=f"Docker Engine {info.version}; whoever may use its socket is root on this host",
+    )
+    yield _limits(info)
+    yield _identity(info)
+    try:
+        runtime = backend.runtime(info, isolation)
+    except RunnerError as error:
+        yield Row(name="runtime", verdict=Verdict.FAIL, detail=error.message, mend=_mend(isolation))
+        return
+    yield _door(backend, info, runtime, isolation)
+    yield smoke(backend, isolation)
+    backend.forget_image(PROBE_DIGEST)
+
+
+def _failed(name: str, error: RunnerError) -> Row:
+    return Row(name=name, verdict=Verdict.FAIL, detail=error.message, mend=error.advice)
+
+
+def _mend(isolation: Isolation) -> str:
+    if isolation is Isolation.GVISOR:
+        entry = json.dumps({"runtimes": {"runsc": ENTRY}})
+        return f"in /etc/docker/daemon.json: {entry}, then restart the engine"
+    return "docs/docker.md says how it is registered; runner doctor --isolation kata looks closer"
+
+
+def _limits(info: Info) -> Row:
+    missing = [name for name, there in info.limits.items() if not there]
+    if missing:
+        return Row(
+            name="limits",
+            verdict=Verdict.FAIL,
+            detail=f"the engine cannot limit {', '.join(missing)}",
+            mend="Boot the host with cgroups that can: docs/docker.md",
+        )
+    return Row(name="limits", verdict=Verdict.OK, detail=f"{', '.join(info.limits)} by cgroup")
+
+
+def _identity(info: Info) -> Row:
+    if info.root_uid:
+        return Row(
+            name="identity",
+            verdict=Verdict.OK,
+            detail=f"userns-remap: host uid {info.root_uid} and up, and no process is host root",
+        )
+    return Row(
+        name="identity",
+        verdict=Verdict.WARN,
+        detail="plain: the sandbox's processes are host uid 0, each in a user namespace of its own",
+        mend='"userns-remap": "default" in daemon.json; policies that ask for rootless need it',
+    )
+
+
+def _door(backend: DockerBackend, info: Info, runtime: str, isolation: Isolation) -> Row:
+    if backend.takes_sockets(info, runtime, isolation):
+        detail = f"{runtime}: no network, one Unix socket"
+        return Row(name="door", verdict=Verdict.OK, detail=detail)
+    detail = f"{runtime}: a network of two for each build, without an address of the host"
+    if isolation is Isolation.KATA:
+        return Row(name="door", verdict=Verdict.OK, detail=detail)
+    return Row(name="door", verdict=Verdict.WARN, detail=detail, mend=_mend(isolation))
