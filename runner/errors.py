@@ -172,7 +172,9 @@ class OutputInvalid(UsageError):
     """``--output`` or another file to write names something that cannot be written."""
 
     code = "output-invalid"
-    default_advice = "Write oci:DIR for a directory that does not exist yet, or tar:FILE."
+    default_advice = (
+        "Write oci:DIR for a directory that does not exist yet, oci-archive:FILE or tar:FILE."
+    )
 
 
 class StateUnusable(UsageError):

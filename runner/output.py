@@ -1,8 +1,9 @@
 """A verified image as local files: an OCI image layout, or a tar of one.
 
-The tar carries a ``manifest.json`` too, as ``docker save`` writes it since version 25, so that
+``tar:`` carries a ``manifest.json`` too, as ``docker save`` writes it since version 25, so that
 ``docker load``, ``podman load`` and ``skopeo`` (``oci-archive:`` and ``docker-archive:``) read it.
-The same image and reference give the same bytes.
+``oci-archive:`` is the layout and nothing else, as ``runner.registry.archive`` wants it. The same
+image and reference give the same bytes.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -21,10 +22,11 @@ from typing import Any, BinaryIO, Self
 from policies.reference import ImageReference
 from runner.errors import DiskExceeded, OutputInvalid
 from runner.hashed import hashed_chunks
+from runner.pieces import stream_of
 from runner.registry.image import OCI_INDEX, Descriptor, Manifest, parse_document
 from runner.verify import VerifiedImage
 
-_KINDS = ("oci", "tar")
+_KINDS = ("oci", "oci-archive", "tar")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _EXISTS = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -32,7 +34,7 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where the image goes: ``oci:DIR`` or ``tar:FILE``."""
+    """Where the image goes: ``oci:DIR``, ``oci-archive:FILE`` or ``tar:FILE``."""
 
     kind: str
     path: Path
@@ -86,7 +88,10 @@ def write_output(image: VerifiedImage, output: Output, reference: ImageReference
                 _write_directory(image, temporary, reference)
                 temporary.rename(output.path)  # replaces an empty directory and nothing else
             else:
-                _write_tar(image, temporary, reference)
+                small = _small_files(image, reference)
+                if output.kind == "tar":
+                    small["manifest.json"] = _docker_manifest(image, reference)
+                _write_tar(image, temporary, small)
                 output.path.hardlink_to(temporary)  # unlike a rename, never replaces
         finally:
             _remove(temporary)
@@ -105,9 +110,7 @@ def _write_directory(
                 file.write(chunk)
 
 
-def _write_tar(image: VerifiedImage, path: Path, reference: ImageReference | None) -> None:
-    small = _small_files(image, reference)
-    small["manifest.json"] = _docker_manifest(image, reference)
+def _write_tar(image: VerifiedImage, path: Path, small: Mapping[str, bytes]) -> None:
     blobs = {_blob_name(descriptor): descriptor for descriptor in image.blobs_needed}
     with (
         _created(path) as file,
@@ -118,7 +121,7 @@ def _write_tar(image: VerifiedImage, path: Path, reference: ImageReference | Non
                 archive.addfile(_member(name, len(small[name])), io.BytesIO(small[name]))
             else:
                 chunks = hashed_chunks(image.source, blobs[name])
-                archive.addfile(_member(name, blobs[name].size), _ChunkReader(chunks))
+                archive.addfile(_member(name, blobs[name].size), stream_of(chunks))
                 next(chunks, None)  # what checks the digest comes after the last byte
 
 
@@ -171,25 +174,6 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)  # owner root, time 0
     member.size = size
     return member
-
-
-class _ChunkReader(io.RawIOBase):
-    """Chunks as the file that ``tarfile`` wants to read; it asks for no more than the size."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-
-    def read(self, size: int = -1, /) -> bytes:
-        pieces = []
-        while size > 0:
-            self._rest = self._rest or memoryview(next(self._chunks, b""))
-            if not self._rest:
-                break
-            pieces.append(self._rest[:size])
-            self._rest = self._rest[size:]
-            size -= len(pieces[-1])
-        return b"".join(pieces)
 
 
 @contextlib.contextmanager

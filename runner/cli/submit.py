@@ -20,7 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("context", metavar="CONTEXT", type=Path, help="directory with all that is copied")
     configure_facts(parser)
-    add("--output", metavar="oci:DIR|tar:FILE", help="write the image to this host as well")
+    add(
+        "--output",
+        metavar="oci:DIR|oci-archive:FILE|tar:FILE",
+        help="write the image to this host as well",
+    )
     add("--digest-file", metavar="FILE", type=Path, help="write the image's digest here")
     add("--json", action="store_true", help="events as lines of JSON on stdout")
 

@@ -1,11 +1,11 @@
 """An image in a registry, in the shape that the verifier reads."""
 
 import io
-from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, Self
 
 from policies.reference import Digest, ImageReference
+from runner.pieces import stream_of
 from runner.registry.client import RegistryClient
 from runner.registry.image import Index, parse_document
 
@@ -42,26 +42,4 @@ class RemoteImage:
         if document is not None:
             return io.BytesIO(document)
         pieces = self._open.enter_context(self._client.read_blob(self._reference, digest, None))
-        return cast("BinaryIO", io.BufferedReader(_Pieces(pieces)))
-
-
-class _Pieces(io.RawIOBase):
-    """Bytes that come in pieces, as a stream."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override] # narrower
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        taken = self._rest[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._rest = self._rest[len(taken) :]
-        return len(taken)
+        return stream_of(pieces)

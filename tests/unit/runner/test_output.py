@@ -1,10 +1,10 @@
 """Outputs are whole, deterministic, and never overwrite anything."""
 
 import errno
-import io
 import json
 import os
 import tarfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +12,10 @@ import pytest
 
 from policies.model import Limits
 from policies.reference import Digest, ImageReference
-from runner import output as output_module
 from runner.errors import DiskExceeded, OutputInvalid, RunnerError, VerificationFailed
 from runner.output import Output, write_output
+from runner.registry.archive import LayoutArchive
+from runner.registry.layout import LayoutClient
 from runner.verify import StagedImage, VerifiedImage, verify
 from tests.support.images import MemoryBlobs, make_image, make_index
 
@@ -238,10 +239,12 @@ def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
     assert modes == {"out": 0o755, "out.tar": 0o644}
 
 
-def test_chunks_are_handed_on_in_the_pieces_asked_for() -> None:
-    reader = output_module._ChunkReader(iter([b"abc"]))
-    assert (reader.read(2), reader.read(2), reader.read(2)) == (b"ab", b"c", b"")
-    assert isinstance(reader, io.RawIOBase)
+def test_an_archive_of_a_layout_is_one_that_we_read_ourselves(tmp_path: Path) -> None:
+    image = verified(make_image())
+    write_output(image, Output.parse(f"oci-archive:{tmp_path}/out.tar"), None)
+    with closing(LayoutClient(LayoutArchive(tmp_path / "out.tar"))) as client:
+        found, _ = client.manifest(ImageReference("layout.invalid", "image", "1"))
+    assert found.digest == image.root.digest
 
 
 def test_an_output_reads_as_it_was_written(tmp_path: Path) -> None:
