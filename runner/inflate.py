@@ -95,3 +95,18 @@ class Inflater:
                 ) from None
             yield plain
             piece = memoryview(self._decompressor.unused_data)
+
+
+def inflated(chunks: Iterator[bytes], compression: str) -> Iterator[bytes]:
+    """The plain bytes of ``chunks``, all members of them; ``compression`` is empty for none.
+
+    Raises:
+        VerificationFailed: As ``Inflater`` does.
+    """
+    if not compression:
+        yield from chunks
+        return
+    inflater = Inflater(compression)
+    for chunk in chunks:
+        yield from inflater.feed(chunk)
+    inflater.finish()

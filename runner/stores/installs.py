@@ -9,9 +9,10 @@ from policies.reference import Digest, ImageReference
 from runner.cancel import Cancellation
 from runner.errors import BuilderInstallFailed, ImageNotFound, PolicyDenied
 from runner.events import Listener
+from runner.inflate import inflated
 from runner.output import Output
 from runner.pipeline import submit
-from runner.registry.image import parse_manifest
+from runner.registry.image import LAYER_TYPES, parse_manifest
 from runner.registry.layout import LayoutClient, LayoutDirectory
 from runner.request import BuildRequest
 from runner.stores import debian
@@ -92,5 +93,5 @@ def _plant_only_layer(layout: Path, root_digest: Digest, root: Path) -> None:
     (layer, *more) = parse_manifest(data, descriptor.media_type).layers
     if more:
         raise BuilderInstallFailed("the image was not flattened to one layer")
-    with (layout / "blobs" / layer.digest.algorithm / layer.digest.hex).open("rb") as stream:
-        plant(stream, root)
+    with client.read_blob(_LOCAL, layer.digest, layer.size) as chunks:
+        plant(inflated(chunks, LAYER_TYPES[layer.media_type]), root)

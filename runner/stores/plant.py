@@ -1,37 +1,55 @@
-"""Lays out the one flat layer that a sandboxed build made, as a directory on the host.
+"""Lays out one flat layer, verified as any other, as a directory on the host.
 
-Layers were applied and whiteouts resolved in the sandbox; the layer was verified as any other.
-What is left to do here makes directories, files and links, one name at a time, below descriptors
-that follow no link: wherever a name points, nothing outside of the root is touched.
+A sandboxed build applied layers and resolved whiteouts, or ``runner builder export`` wrote a
+layer without any. What is left to do here makes directories, files and links, one name at a time,
+below descriptors that follow no link: wherever a name points, nothing outside of the root is
+touched.
 """
 
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from runner.errors import BuilderInstallFailed
+from runner.pieces import stream_of
+from runner.stores.blobs import CHUNK_BYTES
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def plant(layer: BinaryIO, root: Path) -> None:
-    """Writes the gzipped tar ``layer`` into the empty directory ``root``.
+def plant(
+    tar: Iterator[bytes],
+    root: Path,
+    *,
+    check: Callable[[tarfile.TarInfo], object] = lambda _: None,
+) -> None:
+    """Writes the entries of ``tar``, which is not compressed, into the empty directory ``root``.
 
     Owners, devices and extended attributes are left out: a builder's root is read-only and
     belongs to whoever runs it.
 
+    Args:
+        tar: Taken to its end, so that whoever hashes it on the way sees all of it.
+        root: Made by us.
+        check: Sees each entry before it is written, and may raise.
+
     Raises:
-        BuilderInstallFailed: A name leads through a link, or comes twice.
+        BuilderInstallFailed: A name leads through a link, or a file's comes twice.
     """
     top = os.open(root, _DIRECTORY)
     try:
-        with tarfile.open(fileobj=layer, mode="r|gz") as archive:
+        with (
+            stream_of(tar) as stream,
+            tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive,
+        ):
             for member in archive:
+                check(member)
                 _plant(archive, member, top)
+            while stream.read(CHUNK_BYTES):
+                pass
     except (OSError, tarfile.TarError) as error:
         raise BuilderInstallFailed(f"the image cannot be laid out: {error}") from None
     finally:

@@ -3,7 +3,7 @@
 import io
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,10 @@ from runner.stores.plant import plant
 Member = tuple[str, bytes, str | bytes]
 
 
-def layer(*members: Member) -> io.BytesIO:
-    """A gzipped tar of (name, type, link target or content)."""
+def layer(*members: Member) -> Iterator[bytes]:
+    """A tar of (name, type, link target or content)."""
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+    with tarfile.open(fileobj=stream, mode="w") as archive:
         for name, kind, value in members:
             info = tarfile.TarInfo(name)
             info.type = kind
@@ -28,8 +28,7 @@ def layer(*members: Member) -> io.BytesIO:
             else:
                 info.linkname = value
                 archive.addfile(info)
-    stream.seek(0)
-    return stream
+    return iter([stream.getvalue()])
 
 
 @pytest.fixture
@@ -97,4 +96,4 @@ def test_nothing_outside_is_touched(name: str, root: Path) -> None:
 
 def test_what_is_no_layer_is_refused(root: Path) -> None:
     with pytest.raises(BuilderInstallFailed):
-        plant(io.BytesIO(b"not gzip"), root)
+        plant(iter([b"not a tar"]), root)
