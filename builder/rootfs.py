@@ -1,7 +1,10 @@
 """What a builder's root filesystem is made of. ``runner.stores.rootfs`` carries it out."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from policies.reference import Digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +31,9 @@ class Recipe:
     directories: tuple[str, ...]
     needs: tuple[str, ...]
     version_package: str
+
+    @property
+    def digest(self) -> Digest:
+        """Over all of it, so that two versions of the runner can tell theirs apart."""
+        document = json.dumps(asdict(self), sort_keys=True, default=bytes.hex)
+        return Digest.of(document.encode())

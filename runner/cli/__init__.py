@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "submit": "build an untrusted context, verify the image and publish it",
     "policy": "explain, check, test, compare or show policies",
-    "builder": "list, install, verify or remove the root filesystems of builders",
+    "builder": "list, install, export, import, verify or remove the root filesystems of builders",
     "base": "list, pull, verify or remove base images that are unpacked before builds",
     "egress": "show what a build asked the gateway for, and what it would need",
     "doctor": "say what this host can do, and how to mend what it cannot",

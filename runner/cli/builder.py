@@ -1,12 +1,15 @@
-"""``runner builder list|install|verify|remove``: the root filesystems that builders run in."""
+"""``runner builder``: the root filesystems that builders run in."""
 
 import argparse
 import json
+import secrets
+from pathlib import Path
 
 from policies.model import MIB
+from policies.reference import Digest
 from runner.cli import view
 from runner.cli.tools import BUILDERS, assemble
-from runner.errors import BuilderUnknown
+from runner.errors import BuilderInstallFailed, BuilderUnknown, OutputInvalid
 from runner.files import Home
 from runner.stores.rootfs import Installed, RootfsStore, missing
 
@@ -16,14 +19,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name, purpose in (
         ("list", "what there is, and what is installed"),
         ("install", "make a builder's root filesystem"),
+        ("export", "write a root filesystem as an OCI archive, for hosts without a registry"),
+        ("import", "install what export has written; needs neither a registry nor a network"),
         ("verify", "hash every file of a root filesystem"),
         ("remove", "remove a root filesystem"),
     ):
         action = actions.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
         if name == "list":
             action.add_argument("--json", action="store_true")
-        else:
+        elif name != "import":
             action.add_argument("builder", nargs="?", default="buildah", help="[%(default)s]")
+        if name in {"export", "import"}:
+            action.add_argument("file", type=Path, metavar="FILE")
+        if name == "export":
+            action.add_argument("--force", action="store_true", help="replace FILE")
+        if name == "import":
+            action.add_argument(
+                "--force", action="store_true", help="replace what is installed already"
+            )
+            vouched = action.add_mutually_exclusive_group(required=True)
+            vouched.add_argument(
+                "--digest", metavar="DIGEST", help="that FILE has to have; export prints it"
+            )
+            vouched.add_argument(
+                "--trust-file",
+                action="store_true",
+                help="whatever its digest is: builders decide what images contain",
+            )
         if name == "install":
             action.add_argument(
                 "--force", action="store_true", help="even where it is installed and sound"
@@ -43,10 +65,15 @@ def run(parsed: argparse.Namespace) -> int:
     store = RootfsStore(home.builders)
     if parsed.action == "list":
         return _list(store, as_json=parsed.json)
+    if parsed.action == "import":
+        _import(store, parsed)
+        return 0
     if parsed.builder not in BUILDERS:
         raise BuilderUnknown(f"there is no builder {parsed.builder!a}")
     if parsed.action == "install":
         _install(store, parsed)
+    elif parsed.action == "export":
+        _export(store, parsed)
     elif parsed.action == "verify":
         _say(store.verified(parsed.builder, every_byte=True))
     else:
@@ -100,6 +127,43 @@ def _install(store: RootfsStore, parsed: argparse.Namespace) -> None:
         view.say("install", line)
 
     _say(installs.from_packages(store, builder, mirror=parsed.mirror, report=report))
+
+
+def _export(store: RootfsStore, parsed: argparse.Namespace) -> None:
+    from runner.output import Output  # noqa: PLC0415 - only here
+    from runner.stores import builderimage  # noqa: PLC0415 - only here
+
+    file: Path = parsed.file
+    output = Output("oci-archive", file)
+    if parsed.force and file.is_file():
+        output = Output(output.kind, file.with_name(f".{file.name}-{secrets.token_hex(8)}"))
+    try:
+        output.check()
+        store.verified(parsed.builder, every_byte=True)
+        with store.using(parsed.builder) as installed:
+            digest = builderimage.export(BUILDERS[parsed.builder].recipe, installed, output)
+    except OutputInvalid as error:
+        error.advice = "Name a new file in a directory that you may write; --force replaces one."
+        raise
+    if output.path != file:
+        output.path.rename(file)
+    view.say("builder", f"{installed.name} {installed.version}, tree {installed.digest}")
+    print(digest)  # noqa: T201 - the answer
+
+
+def _import(store: RootfsStore, parsed: argparse.Namespace) -> None:
+    from runner.stores import builderimage  # noqa: PLC0415 - only here
+
+    digest = None if parsed.digest is None else Digest(parsed.digest)
+    with builderimage.opened(parsed.file, digest) as found:
+        if found.builder not in BUILDERS:
+            raise BuilderUnknown(f"there is no builder {found.builder[:100]!a}")
+        if not parsed.force and store.installed(found.builder) is not None:
+            raise BuilderInstallFailed(
+                f"{found.builder} is installed already", advice="--force replaces it."
+            )
+        source = f"oci-archive:{parsed.file}"
+        _say(builderimage.install(store, BUILDERS[found.builder], found, source))
 
 
 def _say(installed: Installed) -> None:

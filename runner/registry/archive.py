@@ -60,6 +60,10 @@ class LayoutArchive:
             raise self._missing(f"{self._path} has no {name}")
         return io.BufferedReader(_Part(os.dup(self._fd), *self._ranges[name]))
 
+    def size(self, name: str) -> int | None:
+        """Bytes of the file with this name, or None where the layout has none."""
+        return self._ranges[name][1] if name in self._ranges else None
+
     def close(self) -> None:
         """What was opened stays readable. May be called twice."""
         if self._fd >= 0:

@@ -117,6 +117,7 @@ class RootfsStore:
         recipe: Recipe,
         source: str,
         make: Callable[[Path], str],
+        expected: Digest | None = None,
     ) -> Installed:
         """Adds a root filesystem and makes it the current one, or leaves all as it was.
 
@@ -125,9 +126,11 @@ class RootfsStore:
             recipe: What it must have besides.
             source: Where it comes from; for people.
             make: Fills an empty directory and returns the builder's version.
+            expected: What the tree's digest has to be, or None for any.
 
         Raises:
-            BuilderInstallFailed: Something that the builder needs is missing.
+            BuilderInstallFailed: Something that the builder needs is missing, or it is another
+                tree than expected.
         """
         home = self._directory / name
         home.mkdir(parents=True, exist_ok=True)
@@ -142,6 +145,8 @@ class RootfsStore:
             _normalise(root)
             _open_to_all(arriving, root)
             digest = tree_digest(root)
+            if expected not in {None, digest}:
+                raise BuilderInstallFailed(f"the tree is {digest}, it should be {expected}")
             entries, size = _measure(root)
             target = home / digest.hex
             if not target.exists() or tree_digest(target / "root") != digest:
@@ -241,7 +246,7 @@ def _discard(tree: Path) -> None:
             remove_tree(going)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Every entry below ``root`` by relative path, in the order of bytes, links not followed."""
     pending = [""]
     found = []
@@ -259,7 +264,7 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 def tree_digest(root: Path) -> Digest:
     """Digest over paths, kinds, modes, link targets and contents."""
     total = hashlib.sha256()
-    for path, status in _walk(root):
+    for path, status in walk(root):
         if stat.S_ISREG(status.st_mode):
             with (root / path).open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -274,7 +279,7 @@ def tree_digest(root: Path) -> Digest:
 
 def _seal(root: Path) -> str:
     lines = hashlib.sha256()
-    for path, s in _walk(root):
+    for path, s in walk(root):
         values = (path, s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_uid)
         lines.update(repr(values).encode("utf-8", "surrogateescape"))
     return json.dumps({"seal": lines.hexdigest()})
@@ -288,8 +293,8 @@ def _read(path: Path) -> str:
 
 
 def _measure(root: Path) -> tuple[int, int]:
-    sizes = [status.st_size for _, status in _walk(root) if stat.S_ISREG(status.st_mode)]
-    return sum(1 for _ in _walk(root)), sum(sizes)
+    sizes = [status.st_size for _, status in walk(root) if stat.S_ISREG(status.st_mode)]
+    return sum(1 for _ in walk(root)), sum(sizes)
 
 
 _PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin")
@@ -332,7 +337,7 @@ def _normalise(root: Path) -> None:
     Raises:
         BuilderCorrupt: A device, socket or FIFO.
     """
-    for path, status in _walk(root):
+    for path, status in walk(root):
         mode = status.st_mode
         if stat.S_ISLNK(mode):
             continue
