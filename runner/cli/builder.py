@@ -20,43 +20,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("list", "what there is, and what is installed"),
         ("install", "make a builder's root filesystem"),
         ("export", "write a root filesystem as an OCI archive, for hosts without a registry"),
-        ("import", "install what export has written; needs neither a registry nor a network"),
+        ("import", "install what export has written, without any network"),
         ("verify", "hash every file of a root filesystem"),
         ("remove", "remove a root filesystem"),
     ):
         action = actions.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
-        if name == "list":
-            action.add_argument("--json", action="store_true")
-        elif name != "import":
+        if name not in {"list", "import"}:
             action.add_argument("builder", nargs="?", default="buildah", help="[%(default)s]")
-        if name in {"export", "import"}:
-            action.add_argument("file", type=Path, metavar="FILE")
-        if name == "export":
-            action.add_argument("--force", action="store_true", help="replace FILE")
-        if name == "import":
-            action.add_argument(
-                "--force", action="store_true", help="replace what is installed already"
-            )
-            vouched = action.add_mutually_exclusive_group(required=True)
-            vouched.add_argument(
-                "--digest", metavar="DIGEST", help="that FILE has to have; export prints it"
-            )
-            vouched.add_argument(
-                "--trust-file",
-                action="store_true",
-                help="whatever its digest is: builders decide what images contain",
-            )
-        if name == "install":
-            action.add_argument(
-                "--force", action="store_true", help="even where it is installed and sound"
-            )
-            source = action.add_mutually_exclusive_group()
-            source.add_argument("--mirror", metavar="URL", help="of Debian's archive")
-            source.add_argument(
-                "--image",
-                metavar="HOST/REPO:TAG|oci:DIR",
-                help="an image of your own instead of Debian's packages",
-            )
+        if name in _OPTIONS:
+            _OPTIONS[name](action)
+
+
+def _list_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--json", action="store_true")
+
+
+def _install_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--force", action="store_true", help="even where it is installed and sound")
+    source = action.add_mutually_exclusive_group()
+    source.add_argument("--mirror", metavar="URL", help="of Debian's archive")
+    source.add_argument(
+        "--image",
+        metavar="HOST/REPO:TAG|oci:DIR",
+        help="an image of your own instead of Debian's packages",
+    )
+
+
+def _export_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("file", type=Path, metavar="FILE")
+    action.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def _import_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("file", type=Path, metavar="FILE")
+    action.add_argument("--force", action="store_true", help="replace what is installed already")
+    vouched = action.add_mutually_exclusive_group(required=True)
+    vouched.add_argument("--digest", help="that FILE has to have; export prints it")
+    vouched.add_argument(
+        "--trust-file",
+        action="store_true",
+        help="whatever its digest is; a builder decides what images contain",
+    )
+
+
+_OPTIONS = {
+    "list": _list_options,
+    "install": _install_options,
+    "export": _export_options,
+    "import": _import_options,
+}
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import re
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,12 @@ from builder.model import Builder
 from builder.rootfs import Recipe
 from policies.model import Limits
 from policies.reference import Digest, ImageReference
-from runner.errors import BuilderInstallFailed, LayoutInvalid, VerificationFailed
+from runner.errors import (
+    BuilderInstallFailed,
+    ImageNotFound,
+    LayoutInvalid,
+    VerificationFailed,
+)
 from runner.hashed import hashed_chunks
 from runner.inflate import inflated
 from runner.output import Output, write_output
@@ -196,14 +201,14 @@ def opened(path: Path, digest: Digest | None) -> Iterator[BuilderImage]:
         ImageNotFound: There is no such file.
         LayoutInvalid: It is no sound image of a builder, or not the one that was vouched for.
     """
-    archive = LayoutArchive(path)
     try:
-        yield _read(archive, digest)
+        with closing(LayoutArchive(path)) as archive:
+            yield _read(archive, digest)
+    except (ImageNotFound, LayoutInvalid) as error:
+        error.advice = _ADVICE
+        raise
     except VerificationFailed as error:
-        message = error.message.removeprefix(f"{path}: ")
-        raise LayoutInvalid(f"{path}: {message}", advice=_ADVICE) from None
-    finally:
-        archive.close()
+        raise LayoutInvalid(f"{path}: {error.message}", advice=_ADVICE) from None
 
 
 def install(store: RootfsStore, builder: Builder, found: BuilderImage, source: str) -> Installed:
