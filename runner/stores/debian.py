@@ -17,11 +17,13 @@ from runner.stores.rootfs import remove_tree
 
 PACKAGES = "var/lib/runner-packages"
 """In the tree: the file name of each package that it was made of, with its version."""
-_ARCHIVES = "var/cache/apt/archives"
-_OF_NO_USE = (
+_LIST_PACKAGES = f"""\
+mkdir -p "$1"/var/lib && (cd "$1"/var/cache/apt/archives && LC_ALL=C ls *.deb) >"$1"/{PACKAGES}"""
+OF_NO_USE = (
     "dev/*",
     "etc/apt",
     "etc/dpkg",
+    "etc/fstab",
     "etc/hostname",
     "etc/resolv.conf",
     "var/cache",
@@ -60,7 +62,7 @@ def bootstrap(
         f"--mode={'root' if os.geteuid() == 0 else 'chrootless'}",
         "--variant=extract",
         f"--include={','.join(recipe.packages)}",
-        f'--extract-hook=mkdir -p "$1"/var/lib && ls "$1"/{_ARCHIVES} >"$1"/{PACKAGES}',
+        f"--extract-hook={_LIST_PACKAGES}",
         *(f"--aptopt={option}" for option in _apt_proxies()),
         recipe.suite,
         str(root),
@@ -68,7 +70,7 @@ def bootstrap(
     ]
     _run(command, report)
     version = _version(root, recipe.version_package)
-    for pattern in (*recipe.leave_out, *_OF_NO_USE):
+    for pattern in (*recipe.leave_out, *OF_NO_USE):
         for found in root.glob(pattern):
             remove_tree(found)
     return version
