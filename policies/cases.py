@@ -59,6 +59,7 @@ class Expectation(Frozen):
     provenance: StrictBool | None = None
     signature: StrictBool | None = None
     nonroot: StrictBool | None = None
+    rootless: StrictBool | None = None
     retention_days: int | None = None
     fallback: Literal["deny"] | IsolationName | None = None
     limits: LimitsDocument = LimitsDocument()

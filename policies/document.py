@@ -133,6 +133,7 @@ class Terms(Frozen):
     backends: Patterns | None = None
     builders: Patterns | None = None
     nonroot: StrictBool | None = None
+    rootless: StrictBool | None = None
     capabilities: Patterns | None = None
     network: NetworkName | None = None
     egress: Annotated[tuple[EgressDocument, ...], Field(max_length=MOST_RULES)] | None = None

@@ -142,6 +142,8 @@ class Grant:
         backends: That may be used.
         builders: Likewise, as ``NAME`` or ``NAME@DIGEST``.
         nonroot: Whether the builder must not be uid 0 of the sandbox's own kernel.
+        rootless: Whether no process of the sandbox may be host uid 0, or hold a capability in the
+            host's initial user namespace. The backend judges what it sees by that.
         capabilities: That the builder may have in the sandbox's own kernel.
         egress: Of each set one rule must allow a connection.
         base_images: Over ``HOST/REPOSITORY``, or ``HOST/REPOSITORY@DIGEST`` where the build
@@ -161,6 +163,7 @@ class Grant:
     backends: tuple[Patterns, ...]
     builders: tuple[Patterns, ...]
     nonroot: bool
+    rootless: bool
     capabilities: tuple[Patterns, ...]
     network: Network
     egress: tuple[tuple[EgressRule, ...], ...]

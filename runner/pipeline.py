@@ -147,6 +147,7 @@ class Build:
                 spec = SandboxSpec(
                     isolation=decision.isolation,
                     limits=decision.limits,
+                    rootless=decision.grant.rootless,
                     plan=self._plan(
                         parts.builder, context, session, provided, facts=facts, decision=decision
                     ),

@@ -363,6 +363,7 @@ class Unpacking:
             root_digest=self._root.digest,
             inputs=inputs,
             gateway=False,
+            rootless=self._decision.grant.rootless,
         )
         log = outcome.LogTail()
         self._sandboxes += 1

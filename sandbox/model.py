@@ -25,6 +25,8 @@ class SandboxSpec:
         inputs: Files of the host by their names below DOOR, there once the canary was accepted.
         images: EROFS images of the host by where they are mounted, read-only.
         gateway: Whether a gateway listens in the place.
+        rootless: Whether no process of the sandbox may be host uid 0, or hold a capability in the
+            initial user namespace; ``launch`` ends in IsolationMismatch where one is or does.
     """
 
     isolation: Isolation
@@ -35,6 +37,7 @@ class SandboxSpec:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     images: Mapping[str, Path] = field(default_factory=dict)
     gateway: bool = True
+    rootless: bool = False
 
 
 class Ending(StrEnum):

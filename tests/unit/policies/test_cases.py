@@ -31,7 +31,8 @@ default:
 ALL = {
     "isolation": "gvisor", "wanted": "gvisor", "trust": "untrusted", "network": "registries",
     "cache": "none", "priority": 50, "provenance": False, "signature": False, "nonroot": False,
-    "retention_days": 30, "fallback": "deny", "limits": {"pids": 4096, "wall_seconds": 1200},
+    "rootless": False, "retention_days": 30, "fallback": "deny",
+    "limits": {"pids": 4096, "wall_seconds": 1200},
 }  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def test_a_case_passes_when_all_that_it_names_comes_true(tmp_path: Path) -> None
         ("provenance", True, "provenance is False; expected True"),
         ("signature", True, "signature is False; expected True"),
         ("nonroot", True, "nonroot is False; expected True"),
+        ("rootless", True, "rootless is False; expected True"),
         ("retention_days", 1, "retention_days is 30; expected 1"),
         ("fallback", "kata", "fallback is deny; expected kata"),
         ("limits", {"pids": 7}, "limits.pids is 4096; expected 7"),

@@ -104,6 +104,7 @@ terms = st.fixed_dictionaries(
         "isolation": names, "network": st.sampled_from([str(network) for network in Network]),
         "base_images": patterns, "destinations": patterns, "pull_credentials": patterns,
         "cache": st.sampled_from([str(cache) for cache in Cache]), "nonroot": st.just(False),
+        "rootless": st.booleans(),
         "priority": st.integers(0, 100), "retention_days": st.integers(1, 99),
         "provenance": st.booleans(), "signature": st.booleans(),
         "egress": st.lists(st.just({"hosts": ["a.b"]}) | st.just({"preset": "pip"}), max_size=2),
@@ -157,7 +158,8 @@ known_facts = st.builds(
 
 def looser(one: Grant, other: Grant) -> Iterator[str]:
     """The fields in which ``one`` allows what ``other`` does not."""
-    for field in ("isolation", "provenance", "signature", "nonroot", "retention_days"):
+    strict = ("isolation", "provenance", "signature", "nonroot", "rootless", "retention_days")
+    for field in strict:
         yield from [field] * (getattr(one, field) < getattr(other, field))
     for field in ("network", "cache", "priority"):
         yield from [field] * (getattr(one, field) > getattr(other, field))
@@ -451,6 +453,15 @@ def test_a_submitter_gets_no_credentials_that_the_operator_left_out() -> None:
     assert not within(found.grant.pull_credentials, "a.b/c")
 
 
+def test_any_policy_can_require_rootless_and_none_can_take_it_back() -> None:
+    assert not decided(policy()).grant.rootless
+    assert decided(policy(), policy(default={"rootless": True})).grant.rootless
+    wants, does_not = ({**OPEN, "rootless": value} for value in (True, False))
+    assert decided(policy(default=wants), policy(default=does_not)).grant.rootless
+    floors = [{"name": "a", "rootless": True}]
+    assert decided(policy(default=does_not, floors=floors)).grant.rootless
+
+
 @pytest.mark.parametrize(
     ("rule", "changed", "known"),
     [
@@ -564,8 +575,8 @@ def test_a_context_is_read_up_to_what_any_rule_allows() -> None:
 
 
 def test_every_field_of_a_grant_is_met_and_compared() -> None:
-    compared = {"isolation", "provenance", "signature", "nonroot", "retention_days", "network",
-                "cache", "priority", "limits", "egress", *LISTS}  # fmt: skip
+    compared = {"isolation", "provenance", "signature", "nonroot", "rootless", "retention_days",
+                "network", "cache", "priority", "limits", "egress", *LISTS}  # fmt: skip
     assert {field.name for field in fields(Grant)} - compared == {
         "fallback", "backends", "builders", "capabilities", "frontends",
     }  # fmt: skip

@@ -195,6 +195,7 @@ def test_a_policy_needs_nothing_but_a_name() -> None:
         (HEAD + "default: {base_images: ~}", "default.base_images: nothing stands"),
         (HEAD + "default: {destinations: [a.b/c, null]}", "destinations.1: nothing stands"),
         (HEAD + 'default: {nonroot: "no"}', "nonroot"),
+        (HEAD + "default: {rootless: 1}", "rootless"),
         (HEAD + "default: {provenance: 0}", "provenance"),
         ("[]", "document"),
         ("3", "document"),

@@ -147,7 +147,7 @@ class House:
     directory: Path
     backend: PlayedBackend
     registry: FakeRegistry
-    limits: Limits | None = None
+    granted: dict[str, Any] = field(default_factory=dict)
     told: list[events.Event] = field(default_factory=list)
     cancellation: Cancellation = field(default_factory=Cancellation)
 
@@ -172,9 +172,7 @@ class House:
     @contextmanager
     def unpacking(self, registry: FakeRegistry | None = None) -> Iterator[Unpacking]:
         """One build's."""
-        decided = decision()
-        if self.limits is not None:
-            decided = replace(decided, grant=replace(decided.grant, limits=self.limits))
+        decided = decision(**self.granted)
         upstream = Upstream(
             Settings(), Anonymous(), ReachableSet(decided), BlobStore(self.directory / "cache"),
             fetching=lambda *_: None, local_images={},
@@ -247,6 +245,13 @@ def test_the_sandbox_that_unpacks_has_no_door_and_one_image(house: House) -> Non
         assert spec.images == {}
         assert "auth.json" not in spec.plan.files
         assert not any("PROXY" in name or "TOKEN" in name for name in spec.plan.environment)
+
+
+@pytest.mark.parametrize("rootless", [False, True])
+def test_whoever_unpacks_is_on_the_host_what_policy_wants(rootless: bool, house: House) -> None:
+    house.granted["rootless"] = rootless
+    house.provide(IMAGE)
+    assert [spec.rootless for spec in house.backend.specs] == [rootless]
 
 
 @pytest.mark.parametrize(("mounts", "how"), [(True, Provided.MOUNTED), (False, Provided.COPIED)])
@@ -483,7 +488,7 @@ def test_an_image_that_breaks_a_rule_reaches_no_sandbox(
 
 
 def test_looking_through_an_image_has_its_time(house: House) -> None:
-    house.limits = replace(Limits(), wall_seconds=0)
+    house.granted["limits"] = replace(Limits(), wall_seconds=0)
     with pytest.raises(TimeExceeded, match="took longer than 0 s"):
         house.provide(IMAGE)
 
@@ -492,7 +497,7 @@ def test_waiting_for_another_build_has_its_time_too(house: House) -> None:
     assert house.provide(IMAGE).provided == {IMAGE: Provided.MOUNTED}
     (made,) = house.store.all()
     house.store.remove(made)
-    house.limits = replace(Limits(), wall_seconds=1)
+    house.granted["limits"] = replace(Limits(), wall_seconds=1)
     with house.store.turn(made.identity, lambda: None):
         given = house.provide(IMAGE)
     assert given.provided == {IMAGE: Provided.PULLED}
@@ -526,7 +531,7 @@ def test_a_builder_that_unpacks_in_another_way_unpacks_anew(
 
 def test_all_images_together_have_the_time_of_the_build(house: House) -> None:
     house.registry.add_image(str(OTHER), tars=[tar_of(("other", b""))])
-    house.limits = replace(Limits(), wall_seconds=1)
+    house.granted["limits"] = replace(Limits(), wall_seconds=1)
     house.backend.meanwhile = lambda _: time.sleep(1.1)
     given = house.provide(IMAGE, OTHER)
     assert given.provided == {IMAGE: Provided.MOUNTED, OTHER: Provided.PULLED}

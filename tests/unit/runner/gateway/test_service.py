@@ -129,7 +129,7 @@ def test_a_decision_of_other_words_is_refused(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("member", "value"),
-    [("nonroot", 1), ("nonroot", "yes"), ("priority", "50"), ("priority", 50.0),
+    [("nonroot", 1), ("nonroot", "yes"), ("rootless", 1), ("priority", "50"), ("priority", 50.0),
      ("base_images", [["a"], "b"]), ("egress", None), ("network", "everything"), ("extra", [])],
 )  # fmt: skip
 def test_a_grant_is_not_read_more_loosely_than_it_was_written(member: str, value: object) -> None:
