@@ -3,7 +3,7 @@
 import os
 import pwd
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from builder.bases import BaseImage
@@ -15,18 +15,16 @@ from policies.facts import (
     BuilderFacts,
     BuildFacts,
     DockerfileFacts,
-    HostFacts,
     Identity,
     RequestFacts,
 )
-from policies.model import Isolation
 from policies.reference import Digest, ImageReference
+from runner.choice import Choice, Offer, choose
 from runner.context import BuildContext, snapshot
-from runner.errors import BuilderUnknown, IsolationUnavailable, UsageError
+from runner.errors import BuilderUnknown
 from runner.request import BuildRequest
 from runner.stores.rootfs import RootfsStore
 from runner.tools import Tools
-from sandbox.model import Backend
 
 _PREDEFINED_ARGS = frozenset(
     name
@@ -36,36 +34,12 @@ _PREDEFINED_ARGS = frozenset(
 """Build args that Dockerfiles may use without declaring them."""
 
 
-def named_parts(request: BuildRequest, tools: Tools) -> tuple[Backend, Builder]:
-    """The backend and the builder that the request names.
-
-    Raises:
-        UsageError: There is no such backend.
-        BuilderUnknown: There is no such builder.
-    """
-    backend = tools.backends.get(request.backend)
-    if backend is None:
-        raise UsageError(
-            f"there is no backend {request.backend!r}",
-            advice=f"One of: {', '.join(sorted(tools.backends))}.",
-        )
+def named_builder(request: BuildRequest, tools: Tools) -> Builder:
+    """The builder that the request names. Raises BuilderUnknown."""
     builder = tools.builders.get(request.builder)
     if builder is None:
         raise BuilderUnknown(f"there is no builder {request.builder!r}")
-    return backend, builder
-
-
-def offered(backend: Backend) -> tuple[frozenset[Isolation], IsolationUnavailable | None]:
-    """The isolations that can be had, and, where there are none, why."""
-    found, why = set(), None
-    for isolation in Isolation:
-        try:
-            backend.require(isolation)
-            found.add(isolation)
-        except IsolationUnavailable as error:
-            # Of the one that untrusted builds need at least, the reason says most.
-            why = error if why is None or isolation is engine.UNTRUSTED_FLOOR else why
-    return frozenset(found), None if found else why
+    return builder
 
 
 def build_facts(
@@ -74,17 +48,15 @@ def build_facts(
     *,
     builder: Builder,
     builder_digest: Digest | None,
-    isolations: frozenset[Isolation],
     bases: Mapping[ImageReference, BaseImage | None] | None = None,
 ) -> BuildFacts:
-    """The facts of a request whose context was taken.
+    """The facts of a request whose context was taken, before ``choice.on`` adds a backend's.
 
     Args:
         request: What was asked for.
         context: Its snapshot.
         builder: That it names.
         builder_digest: Of the builder's root filesystem, where it is installed.
-        isolations: That can be had.
         bases: From ``read_bases``; None before the base images are resolved.
 
     Raises:
@@ -115,7 +87,6 @@ def build_facts(
         ),
         request=RequestFacts(
             untrusted=request.untrusted,
-            backend=request.backend,
             platform=request.platform,
             target=request.target or "",
             build_args=tuple(sorted(request.build_args)),
@@ -123,8 +94,6 @@ def build_facts(
             memory_bytes=request.memory_bytes,
             cpu_millis=request.cpu_millis,
         ),
-        # Every backend's door is our gateway, so its proxy is there.
-        host=HostFacts(isolations=isolations, egress=True),
         time=request.time,
     )
 
@@ -154,14 +123,13 @@ def _identity() -> Identity:
     return Identity(kind="unix", name=name)
 
 
-def survey(request: BuildRequest, tools: Tools) -> BuildFacts:
-    """The facts of a request that is not to be built: nothing is started, nothing is kept.
+def survey(request: BuildRequest, tools: Tools, offers: Iterable[Offer]) -> Choice:
+    """What would be decided if the request were built: nothing is started, nothing is kept.
 
     Raises:
         RunnerError: The request is wrong, or the context cannot be read.
     """
-    backend, builder = named_parts(request, tools)
-    isolations, _ = offered(backend)
+    builder = named_builder(request, tools)
     installed = RootfsStore(tools.home.builders).installed(builder.name)
     with tempfile.TemporaryDirectory(prefix="runner-survey-") as temporary:
         context = snapshot(
@@ -170,13 +138,13 @@ def survey(request: BuildRequest, tools: Tools) -> BuildFacts:
             limits=engine.context_limits(tools.policies),
             into=Path(temporary) / "context.tar",
         )
-        return build_facts(
+        facts = build_facts(
             request,
             context,
             builder=builder,
             builder_digest=installed.digest if installed is not None else None,
-            isolations=isolations,
         )
+    return choose(tools.policies, facts, offers)
 
 
 def warnings(request: BuildRequest, context: BuildContext, facts: BuildFacts) -> Iterator[str]:

@@ -6,7 +6,7 @@ Read ``Build._build`` from top to bottom: each step takes what the one before ma
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeVar
@@ -20,6 +20,7 @@ from policies.reference import DOCKER_HUB, Digest, ImageReference
 from runner import events, gc, outcome, publish, ready
 from runner.bases import begins_with, read_bases, started_from
 from runner.cancel import Cancellation
+from runner.choice import Choice, Offer, choose
 from runner.context import BuildContext, snapshot
 from runner.delivery import Delivery
 from runner.errors import (
@@ -44,7 +45,7 @@ from runner.stores.unpacked import UnpackedStore
 from runner.tools import Tools
 from runner.unpack import Bases, Unpacking
 from runner.verify import StagedImage, VerifiedImage, verify
-from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Outcome, SandboxSpec
+from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, Backend, Outcome, SandboxSpec
 
 _T = TypeVar("_T")
 
@@ -120,10 +121,11 @@ class Build:
             context = self._snapshot()
         with self._journal.stage(Stage.DECIDE):
             facts = self._facts(context, parts)
-            decision = self._decide(facts)
+            choice = self._decide(facts, parts.offers)
+            backend, facts, decision = choice.backend, choice.facts, choice.allowed()
         with ExitStack() as stack:
             root = stack.enter_context(ready.root(self._tools, parts.installed))
-            place = parts.backend.reserve(self._directory.id)
+            place = backend.reserve(self._directory.id)
             stack.callback(place.release)
             door = UnixDoor(place.door, GATEWAY_SOCKET, place.peer_uid)
             session = stack.enter_context(self._open(door, decision, facts))
@@ -131,14 +133,15 @@ class Build:
             with self._journal.stage(Stage.RESOLVE):
                 bases = self._resolve(session, facts, decision)
                 facts = self._facts(context, parts, bases)
-                decision = self._decide(facts)
+                choice = self._decide(facts, (choice.offer,))
+                facts, decision = choice.facts, choice.allowed()
                 session.decide(decision)
                 for preset in session.unknown_presets:
                     self._journal.warn(f"nothing is known about the egress preset {preset} here")
                 self._emit(events.Decided(decision))
                 self._delivery.ask()
             with self._journal.stage(Stage.BASES):
-                unpacking = self._unpacking(parts, root, session, decision)
+                unpacking = self._unpacking(backend, parts.builder, root, session, decision)
                 stack.callback(unpacking.release)
                 provided = unpacking.provide(facts.dockerfile)
                 for image, how in provided.provided.items():
@@ -156,7 +159,7 @@ class Build:
                     inputs={CONTEXT_NAME: context.tar, **provided.inputs},
                     images=provided.images,
                 )
-                sandbox = parts.backend.launch(place, spec, self._journal.output)
+                sandbox = backend.launch(place, spec, self._journal.output)
                 self._directory.write("evidence", sandbox.evidence)
                 self._emit(events.Observed(sandbox.evidence))
             with self._journal.stage(Stage.BUILD):
@@ -222,19 +225,21 @@ class Build:
             context,
             builder=parts.builder,
             builder_digest=parts.installed.digest,
-            isolations=parts.isolations,
             bases=bases,
         )
         for warning in warnings(self._request, context, facts):
             self._journal.warn(warning)
         return facts
 
-    def _decide(self, facts: BuildFacts) -> Decision:
-        """Asked twice: what base images bring along shows only when they are resolved."""
-        decision = engine.decide(self._tools.policies, facts)
-        record = {"facts": factsfile.dump(facts), "decision": decision}
+    def _decide(self, facts: BuildFacts, offers: Iterable[Offer]) -> Choice:
+        """Asked twice: what base images bring along shows only when they are resolved.
+
+        The second time, of the backend alone that was chosen, where they were resolved from.
+        """
+        choice = choose(self._tools.policies, facts, offers)
+        record = {"facts": factsfile.dump(choice.facts), "decision": choice.decision}
         self._directory.write("decision", record)
-        return ready.allowed(decision)
+        return choice
 
     # -- the door, and what stands ready behind it -------------------------------------------
 
@@ -271,12 +276,17 @@ class Build:
         return patiently("the base images were", partial(read_bases, facts, session.upstream))
 
     def _unpacking(
-        self, parts: Parts, root: Installed, session: Session, decision: Decision
+        self,
+        backend: Backend,
+        builder: Builder,
+        root: Installed,
+        session: Session,
+        decision: Decision,
     ) -> Unpacking:
         return Unpacking(
             name=self._directory.id,
-            backend=parts.backend,
-            builder=parts.builder,
+            backend=backend,
+            builder=builder,
             root=root,
             decision=decision,
             platform=self._request.platform,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from policies import engine
+from builder.model import Builder
 from policies.model import Decision
 from policies.patterns import matches_any
 from policies.reference import Digest, ImageReference
@@ -29,6 +29,7 @@ from runner.stores.rootfs import Installed
 from runner.stores.unpacked import Unpacked, UnpackedStore
 from runner.tools import Tools
 from runner.unpack import Unpacking
+from sandbox.model import Backend
 
 _T = TypeVar("_T")
 
@@ -131,8 +132,8 @@ class _Pull:
             with journal.stage(Stage.PREPARE):
                 parts = ready.parts(build, self._tools)
             with journal.stage(Stage.DECIDE):
-                facts = survey(build, self._tools)
-                decision = ready.allowed(engine.decide(self._tools.policies, facts))
+                choice = survey(build, self._tools, parts.offers)
+                decision = choice.allowed()
         seconds = decision.limits.wall_seconds
         with ExitStack() as stack:
             root = stack.enter_context(ready.root(self._tools, parts.installed))
@@ -143,7 +144,7 @@ class _Pull:
                 descriptor, _ = self._patiently("resolved", resolve, seconds)
                 journal.emit(events.Resolved(image, descriptor.digest))
             with journal.stage(Stage.BASES):
-                unpacking = self._unpacking(parts, root, decision, upstream)
+                unpacking = self._unpacking(choice.backend, parts.builder, root, decision, upstream)
                 stack.callback(unpacking.release)
                 unpacked = unpacking.unpack(image)
             if unpacked.size_bytes > self._tools.settings.unpacked_bytes:
@@ -193,12 +194,17 @@ class _Pull:
         return upstream
 
     def _unpacking(
-        self, parts: ready.Parts, root: Installed, decision: Decision, upstream: Upstream
+        self,
+        backend: Backend,
+        builder: Builder,
+        root: Installed,
+        decision: Decision,
+        upstream: Upstream,
     ) -> Unpacking:
         return Unpacking(
             name=f"pull-{new_id()}",
-            backend=parts.backend,
-            builder=parts.builder,
+            backend=backend,
+            builder=builder,
             root=root,
             decision=decision,
             platform=self._request.platform,

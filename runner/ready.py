@@ -1,23 +1,16 @@
-"""What stands ready before anything untrusted is read: parts of this host, and leave of policy."""
+"""What stands ready before anything untrusted is read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from builder.model import Builder
-from policies.model import Decision, Denial, Isolation
-from runner.errors import (
-    BuilderCorrupt,
-    BuilderNotInstalled,
-    IsolationUnavailable,
-    PolicyDenied,
-    UsageError,
-)
-from runner.facts import named_parts, offered
+from runner.choice import Offers, offers
+from runner.errors import BuilderCorrupt, BuilderNotInstalled, UsageError
+from runner.facts import named_builder
 from runner.request import BuildRequest
 from runner.stores.rootfs import Installed, RootfsStore
 from runner.tools import Tools
-from sandbox.model import Backend
 
 PLATFORMS = ("linux/amd64",)
 """What sandboxes here can run: the kernel inside emulates no other processor."""
@@ -25,12 +18,15 @@ PLATFORMS = ("linux/amd64",)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a request names, as this host has it."""
+    """What a request names, as this host has it.
 
-    backend: Backend
+    Attributes:
+        offers: Of every backend that it may run on; at least one offers something.
+    """
+
     builder: Builder
     installed: Installed
-    isolations: frozenset[Isolation]
+    offers: Offers
 
 
 def parts(request: BuildRequest, tools: Tools) -> Parts:
@@ -46,14 +42,12 @@ def parts(request: BuildRequest, tools: Tools) -> Parts:
             f"platform {request.platform!r} cannot be built here",
             advice=f"One of: {', '.join(PLATFORMS)}.",
         )
-    backend, builder = named_parts(request, tools)
-    isolations, unavailable = offered(backend)
-    if unavailable is not None:
-        raise unavailable
+    found, builder = offers(request, tools), named_builder(request, tools)
+    found.require_any()
     installed = RootfsStore(tools.home.builders).installed(builder.name)
     if installed is None:
         raise BuilderNotInstalled(f"the root filesystem of {builder.name} is not installed")
-    return Parts(backend, builder, installed, isolations)
+    return Parts(builder, installed, found)
 
 
 @contextmanager
@@ -66,12 +60,3 @@ def root(tools: Tools, installed: Installed) -> Iterator[Installed]:
                 advice="Try it again.",
             )
         yield verified
-
-
-def allowed(decision: Decision | Denial) -> Decision:
-    """Raises PolicyDenied for a denial, or IsolationUnavailable where that is why."""
-    if isinstance(decision, Decision):
-        return decision
-    if decision.rule == "isolation":
-        raise IsolationUnavailable(decision.reason)
-    raise PolicyDenied(f"{decision.reason} ({decision.rule})")

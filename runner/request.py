@@ -19,6 +19,7 @@ class BuildRequest:
 
     Attributes:
         dockerfile: As ``--file`` names it, or None for the usual names.
+        backend: The one to use; None for the first that policy takes.
         untrusted: Stated; forbids policy to raise the build's trust.
         tenant: On whose behalf; stated by whoever asks, as ``source`` is.
         wall_seconds: What ``--timeout`` asks for; None for as much as policy allows.
@@ -35,7 +36,7 @@ class BuildRequest:
     build_args: Mapping[str, str]
     target: str | None = None
     platform: str = "linux/amd64"
-    backend: str = "local"
+    backend: str | None = None
     builder: str = "buildah"
     untrusted: bool = False
     tenant: str | None = None

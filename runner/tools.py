@@ -1,7 +1,9 @@
 """What builds are made with: this host's parts, the same for every request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
+from typing import TypeVar
 
 from builder.model import Builder
 from policies.loader import Policy
@@ -10,10 +12,43 @@ from runner.registry.auth import Credentials
 from runner.settings import Settings
 from sandbox.model import Backend
 
+_T = TypeVar("_T")
+
+
+class OnDemand(Mapping[str, _T]):
+    """Each value is made when it is first asked for, and kept: some are dear to import.
+
+    Looking for a name, counting and going through the names make nothing.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], _T]]) -> None:
+        self._makers = makers
+        self._made: dict[str, _T] = {}
+        self._lock = Lock()
+
+    def __getitem__(self, name: str) -> _T:
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._makers[name]()
+            return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """Plain values and the adapters that they need."""
+    """Plain values and the adapters that they need.
+
+    Attributes:
+        backends: By name; where a request names none, the first that policy takes is used.
+    """
 
     settings: Settings
     home: Home

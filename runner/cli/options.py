@@ -42,7 +42,7 @@ def configure_facts(parser: argparse.ArgumentParser) -> None:
     add("--build-arg", metavar="NAME=VALUE", action="append", default=[], help="repeatable")
     add("--target", metavar="STAGE", help="build this stage instead of the last one")
     add("--platform", metavar="OS/ARCH", default="linux/amd64", help="[%(default)s]")
-    add("--backend", default="local", help="where the sandbox runs [%(default)s]")
+    add("--backend", help="where the sandbox runs [the first that policy takes]")
     add("--builder", default="buildah", help="[%(default)s]")
     add(
         "--policy",

@@ -1,5 +1,6 @@
 """Puts the parts of this host together for the commands that need them."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from policies.loader import Policy
 from runner import settings
 from runner.files import Home
 from runner.registry.auth import DockerConfig
-from runner.tools import Tools
+from runner.tools import OnDemand, Tools
 from sandbox.local import LocalBackend
 
 if TYPE_CHECKING:
@@ -65,12 +66,17 @@ def policies(given: list[Path]) -> list[Policy]:
 def assemble(given_policies: list[Path]) -> Tools:
     """Everything that a build is made with. Raises ConfigInvalid or PolicyInvalid."""
     loaded, home = settings.load(), Home.find()
-    local = local_backend(home, loaded)
     return Tools(
         settings=loaded,
         home=home,
         policies=policies(given_policies),
-        backends={local.name: local, "docker": docker_backend(home, loaded)},
+        # In the order in which they are tried where nobody names one.
+        backends=OnDemand(
+            {
+                "local": partial(local_backend, home, loaded),
+                "docker": partial(docker_backend, home, loaded),
+            }
+        ),
         builders=BUILDERS,
         credentials=DockerConfig(),
     )

@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from policies.loader import Policy
 from policies.model import Decision, Denial, Grant, Limits, TraceStep, plain
 from policies.review import named_facts
 from policies.vocabulary import TRUST, values
+from runner.choice import offers
 from runner.cli.options import build_request, configure_facts
 from runner.cli.policy.answer import say, say_json, shown, table
 from runner.cli.tools import assemble, policies
 from runner.errors import UsageError
 from runner.facts import survey
 from runner.files import Home
+from runner.request import BuildRequest
+from runner.tools import Tools
 
 _BUILD = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 
@@ -31,12 +34,14 @@ class _Explained:
 
     Attributes:
         recorded: The plain decision of the build that the facts are of, if there was one.
+        refused: By backend, why it is not the one that the facts are about.
     """
 
     policies: Sequence[Policy]
     facts: BuildFacts
     decision: Decision | Denial
-    recorded: Mapping[str, Any] | None
+    recorded: Mapping[str, Any] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def changes(self) -> list[tuple[str, Any, Any]]:
@@ -71,13 +76,18 @@ def _explained(parsed: argparse.Namespace) -> _Explained:
             "what to explain?", advice="Name one: CONTEXT, --facts FILE, or --build ID."
         )
     if parsed.context is not None:
-        tools = assemble(parsed.policy)
-        facts = survey(build_request(parsed), tools)
-        return _Explained(tools.policies, facts, decide(tools.policies, facts), None)
+        return _surveyed(build_request(parsed), assemble(parsed.policy))
     _require_no_options(parsed)
     record = factsfile.read(parsed.facts or _recorded(parsed.build))
     applying = policies(parsed.policy)
     return _Explained(applying, record.facts, decide(applying, record.facts), record.decision)
+
+
+def _surveyed(request: BuildRequest, tools: Tools) -> _Explained:
+    choice = survey(request, tools, offers(request, tools))
+    refused = {name: error.message for name, error in choice.refused.items()}
+    refused.pop(choice.backend.name, None)  # of which all the rest speaks
+    return _Explained(tools.policies, choice.facts, choice.decision, refused=refused)
 
 
 def _require_no_options(parsed: argparse.Namespace) -> None:
@@ -112,6 +122,8 @@ def _document(explained: _Explained) -> dict[str, Any]:
         document["differences"] = [
             {"field": field, "then": then, "now": now} for field, then, now in explained.changes
         ]
+    if explained.refused:
+        document["refused"] = explained.refused
     return document
 
 
@@ -128,6 +140,10 @@ def _lines(explained: _Explained) -> Iterator[str]:
     yield from table(list(_steps(explained.decision.trace)))
     yield ""
     yield from _decided(explained.decision)
+    if explained.refused:
+        yield ""
+        yield "refused on other backends"
+        yield from table(list(explained.refused.items()))
     if explained.recorded is not None:
         yield ""
         yield from _since(explained)

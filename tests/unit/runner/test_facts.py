@@ -15,9 +15,10 @@ from policies.loader import shipped
 from policies.model import Isolation, Limits
 from policies.reference import Digest, ImageReference
 from runner.bases import read_bases
+from runner.choice import offers
 from runner.context import snapshot
-from runner.errors import BuilderUnknown, IsolationUnavailable, UsageError
-from runner.facts import build_facts, named_parts, offered, survey
+from runner.errors import BuilderUnknown
+from runner.facts import build_facts, named_builder, survey
 from runner.gateway.reachable import ReachableSet
 from runner.gateway.upstream import Upstream
 from runner.registry.auth import Anonymous
@@ -26,6 +27,7 @@ from runner.request import BuildRequest
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore
 from runner.tools import Tools
+from tests.support.backends import StatedBackend
 from tests.support.gateway import FakeRegistry, decision
 
 BASE = ImageReference.parse("r.example/base:1")
@@ -144,8 +146,7 @@ def facts(
     request = BuildRequest(context=place, build_args={})
     context = snapshot(place, dockerfile=None, limits=Limits(), into=place.parent / "context.tar")
     return build_facts(
-        request, context, builder=Buildah(), builder_digest=None, isolations=frozenset(),
-        bases=bases,
+        request, context, builder=Buildah(), builder_digest=None, bases=bases,
     )  # fmt: skip
 
 
@@ -171,53 +172,32 @@ def test_onbuild_is_known_where_every_base_was_read(
     assert facts(text.format(BASE), tmp_path / "context", bases).base == expected
 
 
-# -- the parts that a request names ------------------------------------------------------------
-
-
-class Backend:
-    name = "local"
-
-    def __init__(self, *isolations: Isolation) -> None:
-        self._isolations = isolations
-
-    def require(self, isolation: Isolation) -> None:
-        if isolation not in self._isolations:
-            raise IsolationUnavailable(f"no {isolation} here")
-
-
-def test_what_a_backend_offers_is_asked_one_by_one() -> None:
-    backend: Any = Backend(Isolation.GVISOR)
-    assert offered(backend) == (frozenset({Isolation.GVISOR}), None)
-    nothing: Any = Backend()
-    found, why = offered(nothing)
-    assert found == frozenset()
-    assert why is not None
-    assert why.message == "no gvisor here"
+# -- what a request names ----------------------------------------------------------------------
 
 
 def tools(directory: Path) -> Tools:
     home: Any = SimpleNamespace(builders=directory)
-    backend: Any = Backend(Isolation.GVISOR)
     return Tools(
         settings=Settings(), home=home, policies=[shipped("default")],
-        backends={"local": backend}, builders={"buildah": Buildah()}, credentials=Anonymous(),
+        backends={"local": StatedBackend("local", Isolation.GVISOR)},
+        builders={"buildah": Buildah()}, credentials=Anonymous(),
     )  # fmt: skip
 
 
-def test_parts_that_are_not_there_are_named(tmp_path: Path) -> None:
-    request = BuildRequest(context=tmp_path, build_args={}, backend="cloud")
-    with pytest.raises(UsageError, match="no backend 'cloud'"):
-        named_parts(request, tools(tmp_path))
+def test_a_builder_that_is_not_there_is_named(tmp_path: Path) -> None:
     request = BuildRequest(context=tmp_path, build_args={}, builder="docker")
     with pytest.raises(BuilderUnknown, match="no builder 'docker'"):
-        named_parts(request, tools(tmp_path))
+        named_builder(request, tools(tmp_path))
 
 
 def test_a_survey_reads_the_context_and_leaves_nothing(tmp_path: Path) -> None:
     context = tmp_path / "context"
     context.mkdir()
     (context / "Dockerfile").write_text("FROM a.b/c:1\n")
-    facts = survey(BuildRequest(context=context, build_args={"A": "b"}), tools(tmp_path / "no"))
+    request, host = BuildRequest(context=context, build_args={"A": "b"}), tools(tmp_path / "no")
+    choice = survey(request, host, offers(request, host))
+    facts = choice.facts
+    assert choice.allowed().backend == facts.request.backend == "local"
     assert [str(image) for image in facts.dockerfile.images] == ["a.b/c:1"]
     assert facts.identity.authenticated
     assert facts.builder.digest is None

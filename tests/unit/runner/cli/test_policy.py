@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -13,10 +14,13 @@ import pytest
 from policies import factsfile, loader
 from policies.engine import decide
 from policies.factsfile import ASSUMED, over, parse
-from policies.model import plain
+from policies.model import Isolation, plain
 from runner import cli
 from runner.cli import tools
+from runner.cli.policy import explain
 from runner.cli.policy.answer import shown, table
+from runner.tools import Tools
+from tests.support.backends import StatedBackend
 
 ROOT = Path(__file__).parents[4]
 LIBRARY = ROOT / "policies" / "library"
@@ -120,6 +124,32 @@ def test_explain_tells_a_fallback_from_what_was_wanted(answer: Answer, tmp_path:
     assert row(said, "trust", "trusted", "own:4") == ["trust", "trusted", "own:4", "trusted/me"]
     assert row(said, "wanted") == ["wanted", "gvisor", "own:5", "rules/mine"]
     assert row(said, "isolation") == ["isolation", "kata", "built-in", "fallback"]
+
+
+def test_explain_tells_why_it_is_not_another_backend(
+    answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(*isolations: Isolation) -> Callable[..., Tools]:
+        backends = {b.name: b for b in (StatedBackend("moon"), StatedBackend("local", *isolations))}
+        return lambda given: replace(tools.assemble(given), backends=backends)
+
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context" / "Dockerfile").write_text("FROM scratch\n")
+    monkeypatch.setattr(explain, "assemble", two(Isolation.GVISOR))
+    _, said, _ = answer("explain", tmp_path / "context")
+    refusal = "backend 'moon' is not among those allowed (backends)"
+    assert row(said, "backend") == ["backend", "local"]
+    assert row(said, "moon") == ["moon", refusal]
+    _, said, _ = answer("explain", tmp_path / "context", "--json")
+    assert json.loads(said)["refused"] == {"moon": refusal}
+    _, said, _ = answer("explain", tmp_path / "context", "--backend=local", "--json")
+    assert "refused" not in json.loads(said)
+
+    monkeypatch.setattr(explain, "assemble", two(Isolation.KATA))
+    status, said, _ = answer("explain", tmp_path / "context", "--exit-code")
+    assert status == 3
+    assert "denied by backends: backend 'moon' is not among those allowed" in said
+    assert row(said, "local") == ["local", "isolation gvisor cannot be had on backend 'local'"]
 
 
 def test_explain_marks_what_is_unknown(answer: Answer, tmp_path: Path) -> None:
