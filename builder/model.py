@@ -74,6 +74,7 @@ class BuildInput:
             component of ``registry`` that stands for it.
         proxy: URL with its login, for RUN steps; None where they have no egress.
         bases: Base images that need not be pulled.
+        reproducible: Whether no clock may show in the image.
     """
 
     dockerfile: bytes
@@ -89,6 +90,7 @@ class BuildInput:
     upstreams: Mapping[str, str]
     proxy: str | None = None
     bases: tuple[UnpackedBase, ...] = ()
+    reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ class Builder(Protocol):
         uid: Inside the sandbox.
         capabilities: That it needs in the sandbox's own kernel.
         runs_frontends: Whether it runs what ``# syntax=`` names.
+        reproducible_formats: Image formats in which it can give the same digest twice.
     """
 
     name: str
@@ -132,6 +135,7 @@ class Builder(Protocol):
     uid: int
     capabilities: tuple[str, ...]
     runs_frontends: bool
+    reproducible_formats: frozenset[str]
 
     def plan(self, request: BuildInput) -> BuildPlan:
         """How to build ``request``. Pure."""

@@ -21,7 +21,7 @@ from policies.facts import (
 from policies.reference import Digest, ImageReference
 from runner.choice import Choice, Offer, choose
 from runner.context import BuildContext, snapshot
-from runner.errors import BuilderUnknown
+from runner.errors import BuilderUnknown, UsageError
 from runner.request import BuildRequest
 from runner.stores.rootfs import RootfsStore
 from runner.tools import Tools
@@ -145,6 +145,23 @@ def survey(request: BuildRequest, tools: Tools, offers: Iterable[Offer]) -> Choi
             builder_digest=installed.digest if installed is not None else None,
         )
     return choose(tools.policies, facts, offers)
+
+
+def image_format(dockerfile: DockerfileFacts) -> str:
+    """``docker`` where OCI's format has no place for what some instruction says, else ``oci``."""
+    return "docker" if dockerfile.docker_only else "oci"
+
+
+def require_reproducible(request: BuildRequest, builder: Builder, facts: BuildFacts) -> None:
+    """Raises UsageError where ``--reproducible`` asks for what the builder cannot keep."""
+    kind = image_format(facts.dockerfile)
+    if request.reproducible and kind not in builder.reproducible_formats:
+        instructions = ", ".join(sorted(facts.dockerfile.docker_only))
+        raise UsageError(
+            f"{builder.name} makes no reproducible image in {kind}'s format, "
+            f"and the Dockerfile or a base image has {instructions}",
+            advice="Leave out --reproducible, or those instructions.",
+        )
 
 
 def warnings(request: BuildRequest, context: BuildContext, facts: BuildFacts) -> Iterator[str]:

@@ -30,7 +30,7 @@ from runner.errors import (
     TimeExceeded,
 )
 from runner.events import Broadcast, Listener, Stage
-from runner.facts import build_facts, warnings
+from runner.facts import build_facts, image_format, require_reproducible, warnings
 from runner.gateway.listen import UnixDoor
 from runner.gateway.registry import REPOSITORY
 from runner.gateway.session import Session
@@ -229,6 +229,7 @@ class Build:
         )
         for warning in warnings(self._request, context, facts):
             self._journal.warn(warning)
+        require_reproducible(self._request, parts.builder, facts)
         return facts
 
     def _decide(self, facts: BuildFacts, offers: Iterable[Offer]) -> Choice:
@@ -316,14 +317,14 @@ class Build:
                 target=request.target,
                 platform=request.platform,
                 isolation=decision.isolation,
-                # OCI's format has no place for what these instructions say.
-                image_format="docker" if facts.dockerfile.docker_only else "oci",
+                image_format=image_format(facts.dockerfile),
                 registry=door,
                 repository=REPOSITORY,
                 token=session.token,
                 upstreams=session.aliases,
                 proxy=session.proxy(door),
                 bases=provided.bases,
+                reproducible=request.reproducible,
             )
         )
 
@@ -375,6 +376,7 @@ class Build:
             build_id=self._directory.id,
             digest=image.root.digest,
             size_bytes=image.size_bytes,
+            reproducible=request.reproducible,
             published=tuple(self._delivery.published),
             output=str(request.output) if request.output is not None else None,
             stored=str(kept) if kept.exists() else None,

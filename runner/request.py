@@ -20,6 +20,7 @@ class BuildRequest:
     Attributes:
         dockerfile: As ``--file`` names it, or None for the usual names.
         backend: The one to use; None for the first that policy takes.
+        reproducible: Whether the same context and base images have to give the same digest.
         untrusted: Stated; forbids policy to raise the build's trust.
         tenant: On whose behalf; stated by whoever asks, as ``source`` is.
         wall_seconds: What ``--timeout`` asks for; None for as much as policy allows.
@@ -38,6 +39,7 @@ class BuildRequest:
     platform: str = "linux/amd64"
     backend: str | None = None
     builder: str = "buildah"
+    reproducible: bool = False
     untrusted: bool = False
     tenant: str | None = None
     source: SourceFacts = field(default_factory=SourceFacts)
@@ -82,6 +84,7 @@ class BuildResult:
 
     Attributes:
         digest: Of the image as its bytes arrived and were verified.
+        reproducible: Whether that was asked for: no clock shows in what the builder itself wrote.
         published: Destinations whose tag names the digest now.
         stored: Where the image is kept on this host, where nothing else was asked for.
         base_images: Every image that was resolved, and to what.
@@ -96,6 +99,7 @@ class BuildResult:
     build_id: str
     digest: Digest
     size_bytes: int
+    reproducible: bool
     published: tuple[str, ...]
     output: str | None
     stored: str | None

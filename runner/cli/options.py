@@ -90,6 +90,7 @@ def build_request(parsed: argparse.Namespace) -> BuildRequest:
         platform=parsed.platform,
         backend=parsed.backend,
         builder=parsed.builder,
+        reproducible=getattr(parsed, "reproducible", False),
         untrusted=parsed.untrusted,
         tenant=parsed.tenant,
         source=_source(parsed.source),

@@ -25,6 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="oci:DIR|oci-archive:FILE|tar:FILE",
         help="write the image to this host as well",
     )
+    add(
+        "--reproducible",
+        action="store_true",
+        help="the same context and base images give the same digest: every time is 1970-01-01",
+    )
     add("--digest-file", metavar="FILE", type=Path, help="write the image's digest here")
     add("--json", action="store_true", help="events as lines of JSON on stdout")
 

@@ -177,6 +177,7 @@ class Person:
         policies: tuple[Path, ...] = (),
         build_args: Mapping[str, str] | None = None,
         target: str | None = None,
+        reproducible: bool = False,
         credentials: Credentials | None = None,
         listen: Callable[[Event], None] = lambda _: None,
         cancellation: Cancellation | None = None,
@@ -193,6 +194,7 @@ class Person:
             destinations=(ImageReference.parse(destination),) if destination else (),
             build_args=build_args or {},
             target=target,
+            reproducible=reproducible,
         )
         tools = self.tools(*policies, credentials=credentials)
         try:

@@ -73,6 +73,15 @@ def test_the_format_is_the_one_asked_for() -> None:
     assert "--format=docker" in plan_of(image_format="docker")
 
 
+def test_no_clock_shows_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    assert plan_of() == (*BUILD, WORKSPACE)
+    assert plan_of(reproducible=True) == (*BUILD, "--timestamp=0", WORKSPACE)
+    for reproducible in (False, True):
+        plan = Buildah().plan(replace(INPUT, reproducible=reproducible))
+        assert "SOURCE_DATE_EPOCH" not in plan.environment
+
+
 def test_every_file_that_the_environment_names_is_in_the_plan() -> None:
     plan = Buildah().plan(INPUT)
     named = {v.removeprefix(f"{CONFIG}/") for v in plan.environment.values() if CONFIG in v}

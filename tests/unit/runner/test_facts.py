@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,8 @@ from policies.reference import Digest, ImageReference
 from runner.bases import read_bases
 from runner.choice import offers
 from runner.context import snapshot
-from runner.errors import BuilderUnknown
-from runner.facts import build_facts, named_builder, survey
+from runner.errors import BuilderUnknown, UsageError
+from runner.facts import build_facts, named_builder, require_reproducible, survey
 from runner.gateway.reachable import ReachableSet
 from runner.gateway.upstream import Upstream
 from runner.registry.auth import Anonymous
@@ -206,3 +207,28 @@ def test_a_survey_reads_the_context_and_leaves_nothing(tmp_path: Path) -> None:
     assert not facts.base.resolved
     assert facts.time is not None
     assert [path.name for path in tmp_path.iterdir()] == ["context"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reproducible", "refused"),
+    [
+        ("FROM {}", True, False),
+        ("FROM {}\nSHELL ['x']", False, False),
+        ("FROM {}\nHEALTHCHECK CMD x", True, True),
+    ],
+)
+def test_a_promise_that_the_builder_cannot_keep_is_refused(
+    text: str, reproducible: bool, refused: bool, tmp_path: Path
+) -> None:
+    found = facts(text.format(BASE), tmp_path / "context", None)
+    request = BuildRequest(context=tmp_path, build_args={}, reproducible=reproducible)
+    with pytest.raises(UsageError) if refused else nullcontext():
+        require_reproducible(request, Buildah(), found)
+
+
+def test_what_a_base_image_triggers_counts(tmp_path: Path) -> None:
+    brought: Found = {BASE: BaseImage({}, ("HEALTHCHECK CMD x",))}
+    found = facts(f"FROM {BASE}", tmp_path / "context", brought)
+    request = BuildRequest(context=tmp_path, build_args={}, reproducible=True)
+    with pytest.raises(UsageError, match="has HEALTHCHECK"):
+        require_reproducible(request, Buildah(), found)

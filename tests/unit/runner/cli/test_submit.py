@@ -30,6 +30,17 @@ def test_what_is_left_out_has_its_default() -> None:
     assert request("--untrusted") == replace(request(), untrusted=True)
 
 
+def test_the_option_alone_makes_a_build_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    assert not request().reproducible
+    assert request("--reproducible").reproducible
+
+
+def test_the_backend_is_nobodys_until_it_is_named() -> None:
+    assert request().backend is None
+    assert request("--backend=local").backend == "local"
+
+
 def test_trust_cannot_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         request("--trusted")
