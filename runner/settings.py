@@ -67,6 +67,8 @@ class DockerSettings(Frozen):
     """What the Engine calls the runtime for gvisor."""
     kata: str = "io.containerd.kata.v2"
     """Likewise for kata: an entry of its daemon.json or, from Engine 23 on, the shim's name."""
+    kata_older: bool = False
+    """Take a Kata before 3.31.0, which has known holes; evidence will say so."""
     runc: str = "runc"
     """Likewise for container, which policy has to allow; and for the relay of a network door."""
 

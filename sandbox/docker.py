@@ -49,6 +49,8 @@ class Runtimes:
     container: str = "runc"
     gvisor: str = "runsc"
     kata: str = "io.containerd.kata.v2"
+    kata_older: bool = False
+    """Whether the operator allows a Kata before ``kata.OLDEST``; the evidence says so."""
 
     def of(self, isolation: Isolation) -> str:
         names = (self.container, self.gvisor, self.kata)
@@ -66,9 +68,9 @@ class DockerBackend:
         self._runtimes = runtimes
 
     @property
-    def socket(self) -> Path:
-        """Where the engine listens."""
-        return self._socket
+    def kata_older(self) -> bool:
+        """As in ``Runtimes``."""
+        return self._runtimes.kata_older
 
     def info(self) -> Info:
         """What the engine says of itself. Raises EngineUnavailable."""
@@ -86,7 +88,16 @@ class DockerBackend:
                 f"the engine has no runtime {name!r}, which {isolation} is configured to use",
                 advice=_REGISTER,
             )
+        if isolation is Isolation.KATA:
+            self._kata_version()
         return name
+
+    def _kata_version(self) -> str:
+        """Raises IsolationUnavailable where there is none, or one with known holes."""
+        from sandbox import kata, kata_host  # noqa: PLC0415 - only who wants it needs it
+
+        shim = kata.find_shim(kata_host.ThisHost())
+        return kata.require_version(shim, allow_older=self._runtimes.kata_older)
 
     def reserve(self, build_id: str) -> DockerPlace:
         engine = Engine.connect(self._socket)
@@ -120,6 +131,11 @@ class DockerBackend:
     ) -> Sandbox:
         assert isinstance(place, DockerPlace), "from this backend's reserve"
         info = place.engine.info()
+        if spec.rootless and not info.root_uid:
+            raise IsolationUnavailable(
+                "policy asks for rootless, and this engine's containers are host root's",
+                advice="userns-remap in the engine's daemon.json (deploy/docker/README.md).",
+            )
         container = Container(
             image=builder_image(place.engine, spec, dockerplace.of_state(self._sandboxes)),
             runtime=self.runtime(info, spec.isolation),
@@ -146,10 +162,33 @@ class DockerBackend:
             machine,
             spec.limits,
             nonce=nonce,
-            accept=partial(_accept, info, container, spec, machine),
+            accept=partial(self._accept, info, container, spec, machine),
             hand_in=partial(place.hand_in_all, spec.inputs),
             log=log,
             outlet=outlet,
+        )
+
+    def _accept(
+        self,
+        info: Info,
+        container: Container,
+        spec: SandboxSpec,
+        machine: "DockerMachine",
+        observation: Observation,
+    ) -> Evidence:
+        kata = spec.isolation is Isolation.KATA
+        return judge(
+            observation,
+            _host_view(machine.look().pid, machine.id, spec.isolation),
+            Expected(
+                isolation=spec.isolation,
+                uid=spec.plan.uid,
+                host_release=os.uname().release,
+                rootless=spec.rootless,
+                interfaces=frozenset({"eth0"} if container.network != "none" else ()),
+            ),
+            runtime=f"Docker Engine {info.version}, {container.runtime}",
+            runtime_version=self._kata_version() if kata else _version(info, container.runtime),
         )
 
 
@@ -290,37 +329,13 @@ class DockerMachine:
 
 
 def _enforced(isolation: Isolation) -> dict[str, str]:
-    kept = "cgroup of the engine"
-    return {
-        "memory_bytes": kept,
-        "cpu_millis": kept,
-        "pids": "not enforced" if isolation is Isolation.KATA else kept,
-        "disk_bytes": "sandbox kernel",
-    }
+    by_engine = dict.fromkeys(("memory_bytes", "cpu_millis", "pids"), "cgroup of the engine")
+    if isolation is Isolation.KATA:
+        from sandbox import kata  # noqa: PLC0415 - only who wants it needs it
 
-
-def _accept(
-    info: Info,
-    container: Container,
-    spec: SandboxSpec,
-    machine: DockerMachine,
-    observation: Observation,
-) -> Evidence:
-    view = _host_view(machine.look().pid, machine.id, spec.isolation)
-    on_network = container.network != "none"
-    return judge(
-        observation,
-        view,
-        Expected(
-            isolation=spec.isolation,
-            uid=spec.plan.uid,
-            host_release=os.uname().release,
-            rootless=False,
-            interfaces=frozenset({"eth0"} if on_network else ()),
-        ),
-        runtime=f"Docker Engine {info.version}, {container.runtime}",
-        runtime_version=_version(info, container.runtime),
-    )
+        by_engine |= kata.NOT_ENFORCED
+    has_kernel = isolation is not Isolation.CONTAINER
+    return {**by_engine, "disk_bytes": "sandbox kernel" if has_kernel else "host kernel"}
 
 
 def _version(info: Info, name: str) -> str:

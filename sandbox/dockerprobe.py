@@ -30,6 +30,10 @@ def probe(backend: DockerBackend, isolation: Isolation) -> Iterator[Row]:
     )
     yield _limits(info)
     yield _identity(info)
+    if isolation is Isolation.KATA:
+        from sandbox import kata, kata_host  # noqa: PLC0415 - only who wants it needs it
+
+        yield from kata.preflight(kata_host.ThisHost(), allow_older=backend.kata_older)
     try:
         runtime = backend.runtime(info, isolation)
     except RunnerError as error:
@@ -48,7 +52,7 @@ def _mend(isolation: Isolation) -> str:
     if isolation is Isolation.GVISOR:
         entry = json.dumps({"runtimes": {"runsc": ENTRY}})
         return f"in /etc/docker/daemon.json: {entry}, then restart the engine"
-    return "docs/docker.md says how it is registered; runner doctor --isolation kata looks closer"
+    return "docs/kata.md and docs/docker.md say what it needs, and how it is registered"
 
 
 def _limits(info: Info) -> Row:

@@ -99,8 +99,9 @@ class Outcome:
         status: Of the last command; a claim from inside, meaningful for EXITED alone.
         command: Index of that command in the plan; likewise.
         claim: The digest that the builder says it pushed, unchecked and at most 256 characters.
-        enforced: Limit by limit, what kept it: ``cgroup v1``, ``cgroup v2``, ``supervisor``,
-            ``sandbox kernel`` or ``not enforced``.
+        enforced: Limit by limit, what kept it: ``cgroup v1``, ``cgroup v2``, ``cgroup of the
+            engine``, ``supervisor``, ``sandbox kernel`` or ``host kernel``; or words that begin
+            with ``not enforced``.
     """
 
     ending: Ending

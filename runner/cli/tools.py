@@ -35,7 +35,12 @@ def docker_backend(home: Home, loaded: settings.Settings) -> "DockerBackend":
     from sandbox.docker import DockerBackend, Runtimes  # noqa: PLC0415 - the SDK is dear
 
     docker = loaded.docker
-    runtimes = Runtimes(container=docker.runc, gvisor=docker.runsc, kata=docker.kata)
+    runtimes = Runtimes(
+        container=docker.runc,
+        gvisor=docker.runsc,
+        kata=docker.kata,
+        kata_older=docker.kata_older,
+    )
     return DockerBackend(home.sandboxes, socket=Path(docker.socket), runtimes=runtimes)
 
 
