@@ -27,6 +27,7 @@ venv: .venv/installed ## make .venv with runner and its development tools
 
 tools:
 	deploy/debian/install-host-tools.sh
+	deploy/debian/install-host-tools.sh docker.io iproute2 iptables
 
 schema: venv ## write the schema of policy files for editors
 	$(BIN)/python -m policies.schema

@@ -39,10 +39,11 @@ BUILT_IN = "built-in"
 
 
 class _Denied(Exception):  # never leaves this module
-    def __init__(self, rule: str, reason: str) -> None:
+    def __init__(self, rule: str, reason: str, wanted: Isolation | None = None) -> None:
         super().__init__(reason)
         self.rule = rule
         self.reason = reason
+        self.wanted = wanted
 
 
 def decide(policies: Sequence[Policy], facts: BuildFacts) -> Decision | Denial:
@@ -75,7 +76,11 @@ def decide(policies: Sequence[Policy], facts: BuildFacts) -> Decision | Denial:
     except _Denied as denied:
         step = TraceStep(policy=BUILT_IN, rule=denied.rule, found="denied", effect=denied.reason)
         return Denial(
-            reason=denied.reason, rule=denied.rule, policies=sources, trace=(*trace, step)
+            reason=denied.reason,
+            rule=denied.rule,
+            wanted=denied.wanted,
+            policies=sources,
+            trace=(*trace, step),
         )
     return Decision(
         isolation=isolation,
@@ -316,7 +321,8 @@ def _isolation(granted: Grant, facts: BuildFacts, trace: list[TraceStep]) -> Iso
         return wanted
     backend = facts.request.backend
     if fallback is None or fallback <= wanted or fallback not in offered:
-        raise _Denied("isolation", f"isolation {wanted} cannot be had on backend {backend!r}")
+        reason = f"isolation {wanted} cannot be had on backend {backend!r}"
+        raise _Denied("isolation", reason, wanted)
     effect = f"isolation {wanted} cannot be had; {fallback} instead"
     trace.append(TraceStep(policy=BUILT_IN, rule="fallback", found="matched", effect=effect))
     return fallback

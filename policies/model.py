@@ -232,10 +232,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """No way to run this build is allowed."""
+    """No way to run this build is allowed.
+
+    Attributes:
+        wanted: The isolation that cannot be had, where that is why.
+    """
 
     reason: str
     rule: str
+    wanted: Isolation | None = None
     policies: tuple[tuple[str, Digest], ...]
     trace: tuple[TraceStep, ...]
 

@@ -18,26 +18,33 @@ class Offer:
     """A backend, and what it was seen to offer.
 
     Attributes:
-        isolations: That can be had.
-        unavailable: Why there are none; None where there are some.
+        refused: Why each of the others cannot be had.
     """
 
     backend: Backend
-    isolations: frozenset[Isolation]
-    unavailable: IsolationUnavailable | None
+    refused: Mapping[Isolation, IsolationUnavailable]
+
+    @property
+    def isolations(self) -> frozenset[Isolation]:
+        """That can be had."""
+        return frozenset(Isolation) - self.refused.keys()
+
+    @property
+    def unavailable(self) -> IsolationUnavailable | None:
+        """Why there are none; None where there are some."""
+        # Of the one that untrusted builds need at least, the reason says most.
+        return None if self.isolations else self.refused[engine.UNTRUSTED_FLOOR]
 
 
 def offered(backend: Backend) -> Offer:
     """What can be had of ``backend`` now."""
-    found, why = set(), None
+    refused = {}
     for isolation in Isolation:
         try:
             backend.require(isolation)
-            found.add(isolation)
         except IsolationUnavailable as error:
-            # Of the one that untrusted builds need at least, the reason says most.
-            why = error if why is None or isolation is engine.UNTRUSTED_FLOOR else why
-    return Offer(backend, frozenset(found), None if found else why)
+            refused[isolation] = error
+    return Offer(backend, refused)
 
 
 class Offers:
@@ -145,8 +152,8 @@ def on(facts: BuildFacts, offer: Offer) -> BuildFacts:
 
 
 def _refusal(offer: Offer, denial: Denial) -> RunnerError:
-    if denial.rule == "isolation":
-        return offer.unavailable or IsolationUnavailable(denial.reason)
+    if denial.wanted is not None:
+        return offer.refused.get(denial.wanted, IsolationUnavailable(denial.reason))
     return PolicyDenied(f"{denial.reason} ({denial.rule})")
 
 

@@ -36,10 +36,13 @@ class DockerPlace(HostPlace):
     def release(self) -> None:
         if self._released:
             return
-        remove_labelled(self.engine, self.labels)
-        remove_files(self.directory)
         self._released = True
-        self._lock.release()
+        try:
+            remove_labelled(self.engine, self.labels)
+            remove_files(self.directory)
+        finally:  # what an engine that is gone does not remove now is for gc
+            self.engine.close()
+            self._lock.release()
 
 
 def reserve(
@@ -65,7 +68,8 @@ def clean(directory: Path) -> None:
         SandboxFailed: Something could not be removed.
     """
     socket = Path((directory / ENGINE).read_text())
-    remove_labelled(Engine.connect(socket), labels(directory))
+    with Engine.connect(socket) as engine:
+        remove_labelled(engine, labels(directory))
     remove_files(directory)
 
 
@@ -98,7 +102,12 @@ def sweep(socket: Path, sandboxes: Path, roots: Collection[str]) -> Iterator[str
     Raises:
         IsolationError: The engine does not answer, or does not remove something.
     """
-    engine, ours = Engine.connect(socket), of_state(sandboxes)
+    with Engine.connect(socket) as engine:
+        yield from _swept(engine, sandboxes, roots)
+
+
+def _swept(engine: Engine, sandboxes: Path, roots: Collection[str]) -> Iterator[str]:
+    ours = of_state(sandboxes)
     things = (
         ("container", engine.labelled, engine.remove),
         ("network", engine.networks, engine.remove_network),

@@ -95,7 +95,12 @@ class State(_Parsed):
 class Attached:
     """Both ways to the first process of a container."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, response: IO[bytes]) -> None:
+        """``response`` is the SDK's: its connection is for raw bytes from now on."""
+        self._response = response
+        connection = getattr(response, "_sock", None)
+        assert isinstance(connection, socket.socket), "the engine is on a Unix socket"
+        connection.settimeout(None)
         self._connection = connection
         self._left = 0
 
@@ -130,6 +135,7 @@ class Attached:
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
+        self._response.close()
 
 
 class Engine:
@@ -146,16 +152,28 @@ class Engine:
             EngineUnavailable: Nobody does, or it does not answer, or is too old.
         """
         try:
+            _require_listener(path)
             client = docker.APIClient(base_url=f"unix://{path}", timeout=CALL_SECONDS)
         except (DockerException, requests.RequestException, OSError) as error:
             raise EngineUnavailable(f"no Docker Engine at {path}: {_reason(error)}") from None
         version = tuple(int(part) for part in str(client.api_version).split("."))
         if version < OLDEST_API:
+            client.close()
             raise EngineUnavailable(
                 f"the engine at {path} is too old: its API is {client.api_version}",
                 advice="Docker Engine 20.10 or newer is needed.",
             )
         return cls(client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """May be called again."""
+        self._client.close()
 
     def info(self) -> Info:
         """Raises EngineUnavailable."""
@@ -209,11 +227,7 @@ class Engine:
         """Before it starts, so that nothing of its output is lost."""
         ways = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         with _told():
-            found = self._client.attach_socket(container, params=ways)
-        connection = getattr(found, "_sock", found)
-        assert isinstance(connection, socket.socket), "the engine is on a Unix socket"
-        connection.settimeout(None)
-        return Attached(connection)
+            return Attached(self._client.attach_socket(container, params=ways))
 
     def start(self, container: str) -> None:
         with _told():
@@ -304,6 +318,13 @@ def _told() -> Iterator[None]:
         ) from None
     except (DockerException, requests.RequestException, OSError, ValueError) as error:
         raise EngineLost(f"the engine does not answer any more: {_reason(error)}") from None
+
+
+def _require_listener(path: Path) -> None:
+    """Raises OSError that says why nobody answers, which the SDK wraps up three times."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
+        tried.settimeout(CALL_SECONDS)
+        tried.connect(str(path))
 
 
 def _filter(labels: Mapping[str, str]) -> list[str]:

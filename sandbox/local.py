@@ -150,6 +150,8 @@ def _accept(
 class LocalMachine:
     """See ``sandbox.supervise.Machine``."""
 
+    poll_seconds = 0.2
+
     def __init__(
         self, process: subprocess.Popen[bytes], group: Group | None, limits: Limits
     ) -> None:

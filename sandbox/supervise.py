@@ -20,7 +20,6 @@ from sandbox.report import CANARY_BYTES, ExitReport, OutputSplitter, ReportInval
 
 START_SECONDS = 60.0
 """From the start of the runtime to the canary; 0.2 s on a quiet machine."""
-POLL_SECONDS = 0.2
 
 _CANARY_LINE = re.compile(rb"^(runner-canary [^\n]*)\n", re.MULTILINE)
 
@@ -45,6 +44,8 @@ class Machine(Protocol):
 
     enforced: dict[str, str]
     """Of each limit that the backend keeps or does not: as in ``Outcome.enforced``."""
+    poll_seconds: float
+    """Between two calls of ``sample``."""
 
     def read(self) -> bytes:
         """Of the first process's output, or of the runtime's; empty at its end."""
@@ -183,7 +184,7 @@ class SupervisedSandbox:
 
     def _watch(self) -> None:
         try:
-            while not self._over.wait(POLL_SECONDS):
+            while not self._over.wait(self._machine.poll_seconds):
                 if time.monotonic() - self._started > self._limits.wall_seconds:
                     self._end(Ending.TIME)
                 if (exceeded := self._machine.sample()) is not None:

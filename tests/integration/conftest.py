@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from policies.reference import Digest
 from runner.settings import LocalSettings, RegistrySettings, Settings
 from runner.stores import debian, installs
 from runner.stores.rootfs import RootfsStore, remove_tree
+from tests.support.engine import RealEngine, running_engine
 from tests.support.hosts import REPOSITORY, STRANGER, Person, reachable
 from tests.support.toolbox import toolbox_tar
 
@@ -246,6 +247,24 @@ def stranger(playground: Path, builders: Path, settings: Settings) -> Iterator[P
     stranger = Person.move_in(playground / "stranger", settings, builders, STRANGER)
     yield stranger
     stranger.move_out()
+
+
+@pytest.fixture(scope="session")
+def engine(playground: Path) -> Iterator[RealEngine]:
+    """A Docker Engine as most hosts have it: its containers' root is the host's."""
+    (playground / "engine").mkdir()
+    with running_engine(playground / "engine") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def docker_person(
+    playground: Path, builders: Path, settings: Settings, engine: RealEngine
+) -> Iterator[Person]:
+    """Whoever runs the tests, with sandboxes of that engine."""
+    person = Person.move_in(playground / "docker-me", engine.settings(settings), builders)
+    yield replace(person, backend="docker")
+    person.move_out()
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from policies import loader
 from policies.reference import ImageReference
 from runner.cancel import Cancellation
-from runner.cli.tools import BUILDERS, local_backend
+from runner.cli.tools import BUILDERS, docker_backend, local_backend
 from runner.errors import RunnerError
 from runner.events import Event, Output
 from runner.files import Home
@@ -23,10 +24,12 @@ from runner.pipeline import submit as submit_to
 from runner.registry.auth import Anonymous, Credentials
 from runner.request import BuildRequest, BuildResult
 from runner.settings import RegistrySettings, Settings
-from runner.tools import Tools
+from runner.tools import OnDemand, Tools
 from sandbox import processes
 from sandbox.cgroups import MOUNT
 from sandbox.cleaning import clean
+from sandbox.dockerplace import of_state
+from sandbox.engine import Engine
 from sandbox.locks import abandoned
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -68,6 +71,7 @@ class Person:
         uid: Of the commands; None for that of the tests.
         environ: Added to what the commands see; nothing of the tests' own is.
         before: Words before each command, such as those that give it a mount namespace.
+        backend: That ``submit`` names.
     """
 
     directory: Path
@@ -75,6 +79,7 @@ class Person:
     uid: int | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     before: tuple[str, ...] = ()
+    backend: str = "local"
 
     @classmethod
     def move_in(
@@ -105,7 +110,8 @@ class Person:
         lines = []
         for name in ("local", "docker"):
             table = getattr(self.settings, name).model_dump(exclude_defaults=True)
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(each)}" for key, each in table.items())]
+            lines += [f"[{name}]"] * bool(table)
+            lines += [*(f"{key} = {json.dumps(each)}" for key, each in table.items())]
         lines += [registry_lines(host, each) for host, each in self.settings.registries.items()]
         self.config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -159,12 +165,16 @@ class Person:
     # -- in this process -------------------------------------------------------------------
 
     def tools(self, *policies: Path, credentials: Credentials | None = None) -> Tools:
-        local = local_backend(self.home, self.settings)
         return Tools(
             settings=self.settings,
             home=self.home,
             policies=[loader.shipped("default"), *map(loader.read, policies)],
-            backends={local.name: local},
+            backends=OnDemand(
+                {
+                    "local": partial(local_backend, self.home, self.settings),
+                    "docker": partial(docker_backend, self.home, self.settings),
+                }
+            ),
             builders=BUILDERS,
             credentials=credentials or Anonymous(),
         )
@@ -181,6 +191,7 @@ class Person:
         credentials: Credentials | None = None,
         listen: Callable[[Event], None] = lambda _: None,
         cancellation: Cancellation | None = None,
+        tools: Tools | None = None,
     ) -> "Built":
         """One build by ``runner.pipeline``, in this process and as its user."""
         events: list[Event] = []
@@ -195,8 +206,9 @@ class Person:
             build_args=build_args or {},
             target=target,
             reproducible=reproducible,
+            backend=self.backend,
         )
-        tools = self.tools(*policies, credentials=credentials)
+        tools = tools or self.tools(*policies, credentials=credentials)
         try:
             return Built(submit_to(request, tools, both, cancellation or Cancellation()), events)
         except RunnerError as error:
@@ -227,7 +239,17 @@ class Person:
                 for path in self.home.builds.glob(f"*/{name}")
             ]  # fmt: skip
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-        return found + [f"mount {line}" for line in mounts if place in line]
+        found += [f"mount {line}" for line in mounts if place in line]
+        return found + list(self._of_engine())
+
+    def _of_engine(self) -> Iterator[str]:
+        socket = Path(self.settings.docker.socket)
+        if self.backend != "docker" or not socket.exists():
+            return
+        ours = of_state(self.home.sandboxes)
+        with Engine.connect(socket) as engine:
+            for kind, things in (("container", engine.labelled), ("network", engine.networks)):
+                yield from (f"{kind} {each} {labels}" for each, labels in things(ours))
 
     @property
     def _last_uid(self) -> int:
@@ -241,7 +263,15 @@ class Person:
     def assert_nothing_left(
         self,
         within_seconds: float = 2.0,
-        kinds: tuple[str, ...] = ("process", "directory", "cgroup", "file", "mount"),
+        kinds: tuple[str, ...] = (
+            "process",
+            "directory",
+            "cgroup",
+            "file",
+            "mount",
+            "container",
+            "network",
+        ),
     ) -> None:
         """What was killed may need a moment to be gone."""
         end = time.monotonic() + within_seconds

@@ -149,7 +149,7 @@ def test_explain_tells_why_it_is_not_another_backend(
     status, said, _ = answer("explain", tmp_path / "context", "--exit-code")
     assert status == 3
     assert "denied by backends: backend 'moon' is not among those allowed" in said
-    assert row(said, "local") == ["local", "isolation gvisor cannot be had on backend 'local'"]
+    assert row(said, "local") == ["local", "no gvisor by local"]
 
 
 def test_explain_marks_what_is_unknown(answer: Answer, tmp_path: Path) -> None:
