@@ -94,18 +94,21 @@ _RELAY_TASKS = 256
 """Two for each of the 64 connections of ``init.c``, at two doors."""
 
 
-def network(labels: Mapping[str, str]) -> dict[str, Any]:
-    """A network of two: no way out, and no address of the host in it."""
+def network(bridge: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A network of two: no way out, and no IPv4 address of the host in it.
+
+    Args:
+        bridge: What the host's interface is called.
+        labels: Of the sandbox.
+    """
     return {
         "driver": "bridge",
         "internal": True,
         "enable_ipv6": False,
         "labels": dict(labels),
         "options": {
-            # The bridge gets no address, so nothing of the host answers on it. From Engine 28 on
-            # that has a name of its own; older ones do not read it.
+            "com.docker.network.bridge.name": bridge,
             "com.docker.network.bridge.inhibit_ipv4": "true",
-            "com.docker.network.bridge.gateway_mode_ipv4": "isolated",
             "com.docker.network.bridge.enable_ip_masquerade": "false",
         },
     }

@@ -18,7 +18,7 @@ from typing import Self
 
 from policies.errors import RunnerError
 from policies.model import Isolation
-from sandbox import containers, diagnostics, dockerplace, processes, runsc
+from sandbox import bridge, containers, diagnostics, dockerplace, processes, runsc
 from sandbox.builderimage import builder_image, image_name
 from sandbox.canary import Expected, Observation, judge
 from sandbox.cgroups import Group
@@ -205,7 +205,10 @@ class Relay:
         """Raises SandboxFailed where it does not come up; what there is of it has its labels."""
         engine, name = place.engine, f"untrusted-runner-{place.name}"
         self.network = name
-        engine.create_network(name, containers.network(place.labels))
+        # Of the state directory too: two of them may have sandboxes of one name.
+        interface = bridge.name_of(str(place.directory))
+        engine.create_network(name, containers.network(interface, place.labels))
+        bridge.close(interface)
         neighbour = replace(container, network=name, runtime="runc")
         relay = engine.create(f"{name}-relay", containers.relay(neighbour))
         self._streams = engine.attach(relay)
