@@ -15,8 +15,8 @@ from sandbox.errors import IsolationUnavailable
 _NAME_BYTES = 15
 """Of an interface, by linux/if.h."""
 _MEND = (
-    'Register runsc with "--host-uds=open", which needs no network (deploy/docker/README.md); or run '
-    "runner as root; or, on the host: sysctl -w net.ipv6.conf.default.disable_ipv6=1"
+    'Register runsc with "--host-uds=open", which needs no network (deploy/docker/README.md); or '
+    "run runner as root; or, on the host: sysctl -w net.ipv6.conf.default.disable_ipv6=1"
 )
 
 
