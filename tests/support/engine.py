@@ -58,6 +58,12 @@ class RealEngine:
         own = DockerSettings.model_validate({"socket": str(self.socket), **docker})
         return settings.model_copy(update={"docker": own})
 
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """Words before a command that put it into the engine's network namespace, as on a host."""
+        assert self._world is not None
+        return ("nsenter", f"--target={self._world.pid}", "--net", "--")
+
     @contextmanager
     def client(self) -> Iterator[Engine]:
         with Engine.connect(self.socket) as engine:
@@ -100,9 +106,8 @@ class RealEngine:
         return world
 
     def _require_no_way_out(self) -> None:
-        assert self._world is not None
         shown = subprocess.run(
-            ["nsenter", f"--target={self._world.pid}", "--net", "ip", "route", "show", "default"],
+            [*self.inside, "ip", "route", "show", "default"],
             capture_output=True, timeout=10, check=True,
         ).stdout  # fmt: skip
         assert not shown, f"the engine has a route out: {shown!r}"
