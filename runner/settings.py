@@ -65,8 +65,9 @@ class DockerSettings(Frozen):
     """Unix socket of an Engine on this host."""
     runsc: str = "runsc"
     """What the Engine calls the runtime for gvisor."""
-    kata: str = "io.containerd.kata.v2"
-    """Likewise for kata: an entry of its daemon.json or, from Engine 23 on, the shim's name."""
+    kata: str | None = None
+    """Likewise for kata: an entry of its daemon.json or, from Engine 23 on, a shim's name. Absent
+    for the first entry whose name begins with kata, else ``io.containerd.kata.v2``."""
     kata_older: bool = False
     """Take a Kata before 3.31.0, which has known holes; evidence will say so."""
     runc: str = "runc"

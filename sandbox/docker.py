@@ -37,6 +37,7 @@ from sandbox.supervise import START_SECONDS, Remains, SupervisedSandbox
 
 _SHIM_NAMES_SINCE = 23
 """First Engine that takes the name of a containerd shim for a runtime."""
+KATA_SHIM = "io.containerd.kata.v2"
 _RELAY_READY = b"runner-relay 1\n"
 _REAP_SECONDS = 30.0
 _REGISTER = "Register it in the engine's daemon.json (deploy/docker/README.md), or: runner doctor"
@@ -48,13 +49,19 @@ class Runtimes:
 
     container: str = "runc"
     gvisor: str = "runsc"
-    kata: str = "io.containerd.kata.v2"
+    kata: str | None = None
+    """None for what there is: an entry whose name begins with ``kata``, else KATA_SHIM."""
     kata_older: bool = False
     """Whether the operator allows a Kata before ``kata.OLDEST``; the evidence says so."""
 
-    def of(self, isolation: Isolation) -> str:
-        names = (self.container, self.gvisor, self.kata)
-        return dict(zip(Isolation, names, strict=True))[isolation]
+    def of(self, isolation: Isolation, info: Info) -> str:
+        """The one for ``isolation``, whether this engine has it or not."""
+        if isolation is Isolation.CONTAINER:
+            return self.container
+        if isolation is Isolation.GVISOR:
+            return self.gvisor
+        registered = sorted(name for name in info.runtimes if name.startswith("kata"))
+        return self.kata or (registered or [KATA_SHIM])[0]
 
 
 class DockerBackend:
@@ -82,7 +89,7 @@ class DockerBackend:
 
     def runtime(self, info: Info, isolation: Isolation) -> str:
         """What the engine calls the runtime for ``isolation``. Raises RuntimeUnknown."""
-        name = self._runtimes.of(isolation)
+        name = self._runtimes.of(isolation, info)
         is_shim = name.startswith("io.containerd.") and info.major >= _SHIM_NAMES_SINCE
         if name not in info.runtimes and not is_shim:
             raise RuntimeUnknown(

@@ -412,7 +412,7 @@ def test_what_only_calls_itself_kata_gets_a_network_of_two_and_nothing_else(
     """The engine is asked as it would be for a real one; the kernel inside gives it away."""
     (place / "kata.yaml").write_text(KATA)
     config = place / "kata.toml"
-    config.write_text(f'[docker]\nsocket = "{engine.socket}"\nkata = "kata-not-kata"\n')
+    config.write_text(f'[docker]\nsocket = "{engine.socket}"\nkata = "not-kata"\n')
     context = write_context(place / "context", "FROM scratch\nCOPY Dockerfile /\n")
     somebody = replace(docker_person, before=engine.inside).having(RUNNER_CONFIG=str(config))
     with watched(docker_person, engine) as seen:
@@ -423,7 +423,7 @@ def test_what_only_calls_itself_kata_gets_a_network_of_two_and_nothing_else(
     assert ran.status == 4, ran.stderr
     assert "isolation-mismatch" in ran.stderr or "sandbox-failed" in ran.stderr
     asked = {each["HostConfig"]["Runtime"]: each for each in seen}
-    kata, relay = asked["kata-not-kata"], asked["runc"]
+    kata, relay = asked["not-kata"], asked["runc"]
     limits = {each["Name"]: each["Hard"] for each in kata["HostConfig"]["Ulimits"]}
     assert limits["nproc"] == 4096, "Kata keeps no pids limit: the guest's kernel has to"
     assert kata["HostConfig"]["NetworkMode"] == relay["HostConfig"]["NetworkMode"] != "none"

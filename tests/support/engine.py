@@ -156,7 +156,7 @@ def running_engine(directory: Path, *options: str) -> Iterator[RealEngine]:
         "runsc": runsc,
         "runsc-networked": {"path": str(REPOSITORY / "deploy/docker/runsc-networked")},
         "not-gvisor": {"path": "/usr/sbin/runc", "runtimeArgs": []},
-        "kata-not-kata": {"path": "/usr/sbin/runc", "runtimeArgs": []},
+        "not-kata": {"path": "/usr/sbin/runc", "runtimeArgs": []},
         "broken": {"path": "/bin/false", "runtimeArgs": ["--host-uds=open"]},
     }
     (directory / "daemon.json").write_text(json.dumps({"runtimes": runtimes}))
