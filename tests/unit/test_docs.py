@@ -5,6 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from runner.settings import (
+    BaseImageSettings,
+    DockerSettings,
+    EgressSettings,
+    HttpLimits,
+    LocalSettings,
+    RegistrySettings,
+    Settings,
+)
 from tests.support.hosts import REPOSITORY
 
 PAGES = sorted(REPOSITORY.glob("docs/**/*.md"))
@@ -18,3 +27,13 @@ def test_every_page_names_files_that_exist(page: Path) -> None:
     missing = [link for link in _LINK.findall(text) if not (page.parent / link).exists()]
     missing += [test for test in _TEST.findall(text) if not (REPOSITORY / "tests" / test).exists()]
     assert missing == []
+
+
+def test_every_setting_is_described() -> None:
+    page = (REPOSITORY / "docs/configuration.md").read_text(encoding="utf-8")
+    tables = (
+        Settings, RegistrySettings, LocalSettings, DockerSettings, HttpLimits, EgressSettings,
+        BaseImageSettings,
+    )  # fmt: skip
+    keys = {key for table in tables for key in table.model_fields}
+    assert [key for key in sorted(keys) if f"`{key}`" not in page and f"[{key}" not in page] == []
