@@ -271,6 +271,8 @@ def _require_offered(granted: Grant, facts: BuildFacts) -> None:
     for capability in builder.capabilities:
         if not within(granted.capabilities, capability):
             raise _Denied("capabilities", f"builder {builder.name!r} needs {capability}")
+    if granted.rootless and not facts.host.rootless:
+        raise _Denied("rootless", f"sandboxes of backend {backend!r} are root on the host")
     if granted.network is Network.EGRESS and not facts.host.egress:
         raise _Denied("egress", f"backend {backend!r} has no egress proxy")
     if (granted.provenance or granted.signature) and not facts.host.provenance:

@@ -189,10 +189,12 @@ class HostFacts:
         isolations: That can be had.
         egress: Whether its door has a proxy for RUN steps.
         provenance: Whether this runner can sign what it built.
+        rootless: Whether no process of its sandboxes is root on the host.
     """
 
     isolations: frozenset[Isolation] = frozenset()
     egress: bool = False
+    rootless: bool = False
     provenance: bool = False
 
 

@@ -53,7 +53,7 @@ MOST_BYTES = 64 << 20
 """Of a document as builds record it; what people write is YAML, and bounded like policies."""
 
 ASSUMED: Mapping[str, Any] = {
-    "host": {"isolations": ["gvisor"]},
+    "host": {"isolations": ["gvisor"], "rootless": True},
     "builder": {
         "capabilities": [
             *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"),
@@ -205,6 +205,7 @@ class _Host(_Section):
     isolations: frozenset[IsolationName] = frozenset()
     egress: StrictBool = False
     provenance: StrictBool = False
+    rootless: StrictBool = False
 
 
 class _Time(_Section):
@@ -296,7 +297,11 @@ def dump(facts: BuildFacts) -> dict[str, Any]:
         "capabilities": list(builder.capabilities),
         "frontends": builder.frontends,
     }
-    document["host"] |= {"egress": host.egress, "provenance": host.provenance}
+    document["host"] |= {
+        "egress": host.egress,
+        "provenance": host.provenance,
+        "rootless": host.rootless,
+    }
     return document
 
 

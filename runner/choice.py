@@ -6,60 +6,41 @@ from dataclasses import dataclass, replace
 from policies import engine
 from policies.facts import BuildFacts, HostFacts
 from policies.loader import Policy
-from policies.model import Decision, Denial, Isolation
+from policies.model import Decision, Denial
 from runner.errors import IsolationUnavailable, PolicyDenied, RunnerError, UsageError
 from runner.request import BuildRequest
 from runner.tools import Tools
-from sandbox.model import Backend
+from sandbox.model import Backend, Offer
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A backend, and what it was seen to offer.
-
-    Attributes:
-        refused: Why each of the others cannot be had.
-    """
+class Candidate:
+    """A backend, and what it offered when it was asked."""
 
     backend: Backend
-    refused: Mapping[Isolation, IsolationUnavailable]
-
-    @property
-    def isolations(self) -> frozenset[Isolation]:
-        """That can be had."""
-        return frozenset(Isolation) - self.refused.keys()
+    offer: Offer
 
     @property
     def unavailable(self) -> IsolationUnavailable | None:
-        """Why there are none; None where there are some."""
+        """Why there is no isolation at all; None where there are some."""
         # Of the one that untrusted builds need at least, the reason says most.
-        return None if self.isolations else self.refused[engine.UNTRUSTED_FLOOR]
+        return None if self.offer.isolations else self.offer.refused[engine.UNTRUSTED_FLOOR]
 
 
-def offered(backend: Backend) -> Offer:
-    """What can be had of ``backend`` now."""
-    refused = {}
-    for isolation in Isolation:
-        try:
-            backend.require(isolation)
-        except IsolationUnavailable as error:
-            refused[isolation] = error
-    return Offer(backend, refused)
-
-
-class Offers:
-    """What backends offer, in order: each is made and asked when its turn comes, and only once."""
+class Candidates:
+    """Backends in order: each is made and asked when its turn comes, and only once."""
 
     def __init__(self, backends: Mapping[str, Backend], names: Sequence[str]) -> None:
         """``names`` are those of the backends that count."""
         self._backends = backends
         self._names = names
-        self._seen: dict[str, Offer] = {}
+        self._seen: dict[str, Candidate] = {}
 
-    def __iter__(self) -> Iterator[Offer]:
+    def __iter__(self) -> Iterator[Candidate]:
         for name in self._names:
             if name not in self._seen:
-                self._seen[name] = offered(self._backends[name])
+                backend = self._backends[name]
+                self._seen[name] = Candidate(backend, backend.offer())
             yield self._seen[name]
 
     def require_any(self) -> None:
@@ -69,23 +50,23 @@ class Offers:
             IsolationUnavailable: With what each backend says, where none does.
         """
         unavailable: dict[str, RunnerError] = {}
-        for offer in self:
-            if offer.unavailable is None:
+        for candidate in self:
+            if candidate.unavailable is None:
                 return
-            unavailable[offer.backend.name] = offer.unavailable
+            unavailable[candidate.backend.name] = candidate.unavailable
         raise _together(unavailable)
 
 
-def offers(request: BuildRequest, tools: Tools) -> Offers:
-    """Of the backend that the request names, or of all. Raises UsageError where it is unknown."""
+def candidates(request: BuildRequest, tools: Tools) -> Candidates:
+    """The backend that the request names, or all. Raises UsageError where it is unknown."""
     if request.backend is None:
-        return Offers(tools.backends, tuple(tools.backends))
+        return Candidates(tools.backends, tuple(tools.backends))
     if request.backend not in tools.backends:
         raise UsageError(
             f"there is no backend {request.backend!r}",
             advice=f"One of: {', '.join(sorted(tools.backends))}.",
         )
-    return Offers(tools.backends, (request.backend,))
+    return Candidates(tools.backends, (request.backend,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +74,20 @@ class Choice:
     """What policy says of a build, backend by backend.
 
     Attributes:
-        offer: Of the first backend that policy takes; of the first at all where it takes none.
+        candidate: The first that policy takes; the first at all where it takes none.
         facts: Of the build on that backend.
         decision: On those facts.
         refused: By name, why not on each backend that was tried before one was taken.
     """
 
-    offer: Offer
+    candidate: Candidate
     facts: BuildFacts
     decision: Decision | Denial
     refused: Mapping[str, RunnerError]
 
     @property
     def backend(self) -> Backend:
-        return self.offer.backend
+        return self.candidate.backend
 
     def allowed(self) -> Decision:
         """The decision.
@@ -120,45 +101,50 @@ class Choice:
         return self.decision
 
 
-def choose(policies: Sequence[Policy], facts: BuildFacts, offers: Iterable[Offer]) -> Choice:
+def choose(
+    policies: Sequence[Policy], facts: BuildFacts, candidates: Iterable[Candidate]
+) -> Choice:
     """Asks ``policies`` about one backend after the other until they take one.
 
     Args:
         policies: As in ``engine.decide``.
         facts: Of the build, whatever they say of a backend.
-        offers: At least one.
+        candidates: At least one.
     """
-    first: tuple[Offer, BuildFacts, Denial] | None = None
+    first: tuple[Candidate, BuildFacts, Denial] | None = None
     refused: dict[str, RunnerError] = {}
-    for offer in offers:
-        placed = on(facts, offer)
+    for candidate in candidates:
+        placed = on(facts, candidate)
         decision = engine.decide(policies, placed)
         if isinstance(decision, Decision):
-            return Choice(offer, placed, decision, refused)
-        first = first or (offer, placed, decision)
-        refused[offer.backend.name] = _refusal(offer, decision)
+            return Choice(candidate, placed, decision, refused)
+        first = first or (candidate, placed, decision)
+        refused[candidate.backend.name] = _refusal(candidate, decision)
     assert first is not None, "there is always a backend"
     return Choice(*first, refused)
 
 
-def on(facts: BuildFacts, offer: Offer) -> BuildFacts:
+def on(facts: BuildFacts, candidate: Candidate) -> BuildFacts:
     """The facts of the same build on that backend."""
     return replace(
         facts,
-        request=replace(facts.request, backend=offer.backend.name),
+        request=replace(facts.request, backend=candidate.backend.name),
         # Every backend's door is our gateway, so its proxy is there.
-        host=HostFacts(isolations=offer.isolations, egress=True),
+        host=HostFacts(
+            isolations=candidate.offer.isolations, egress=True, rootless=candidate.offer.rootless
+        ),
     )
 
 
-def _refusal(offer: Offer, denial: Denial) -> RunnerError:
+def _refusal(candidate: Candidate, denial: Denial) -> RunnerError:
     if denial.wanted is not None:
-        return offer.refused.get(denial.wanted, IsolationUnavailable(denial.reason))
+        return candidate.offer.refused.get(denial.wanted, IsolationUnavailable(denial.reason))
     return PolicyDenied(f"{denial.reason} ({denial.rule})")
 
 
 def _together(refused: Mapping[str, RunnerError]) -> RunnerError:
-    """The first one's error, with a line for each other one."""
+    """The first one's error, with a line for each other one that has a reason of its own."""
     (_, error), *others = refused.items()
-    lines = [error.message, *(f"{name}: {other.message}" for name, other in others)]
+    own = (f"{name}: {each.message}" for name, each in others if each.message != error.message)
+    lines = [error.message, *own]
     return type(error)("\n".join(lines), advice=error.advice)

@@ -19,7 +19,7 @@ from policies.facts import (
     RequestFacts,
 )
 from policies.reference import Digest, ImageReference
-from runner.choice import Choice, Offer, choose
+from runner.choice import Candidate, Choice, choose
 from runner.context import BuildContext, snapshot
 from runner.errors import BuilderUnknown, UsageError
 from runner.request import BuildRequest
@@ -123,7 +123,7 @@ def _identity() -> Identity:
     return Identity(kind="unix", name=name)
 
 
-def survey(request: BuildRequest, tools: Tools, offers: Iterable[Offer]) -> Choice:
+def survey(request: BuildRequest, tools: Tools, candidates: Iterable[Candidate]) -> Choice:
     """What would be decided if the request were built: nothing is started, nothing is kept.
 
     Raises:
@@ -144,7 +144,7 @@ def survey(request: BuildRequest, tools: Tools, offers: Iterable[Offer]) -> Choi
             builder=builder,
             builder_digest=installed.digest if installed is not None else None,
         )
-    return choose(tools.policies, facts, offers)
+    return choose(tools.policies, facts, candidates)
 
 
 def image_format(dockerfile: DockerfileFacts) -> str:

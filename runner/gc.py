@@ -1,9 +1,7 @@
 """Removes what killed runs left and what was kept long enough; living runners hold locks."""
 
-import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from runner import state
 from runner.files import Home
@@ -15,6 +13,7 @@ from runner.stores.unpacked import UnpackedStore
 from sandbox.cleaning import clean
 from sandbox.errors import IsolationError
 from sandbox.locks import abandoned
+from sandbox.model import Backend
 
 
 def trim(home: Home, settings: Settings) -> list[str]:
@@ -40,22 +39,15 @@ def base_images(home: Home, settings: Settings) -> Iterator[str]:
     yield from trim(home, settings)
 
 
-def collect(home: Home, settings: Settings) -> Iterator[str]:
+def collect(home: Home, settings: Settings, backends: Mapping[str, Backend]) -> Iterator[str]:
     """Removes leftovers one by one, and says which.
 
     Raises:
         IsolationError: After all that could be removed: a sandbox that could not, or whose engine
             does not answer.
     """
-    failed: IsolationError | None = None
-    for directory in abandoned(home.sandboxes):
-        try:
-            clean(directory)
-        except IsolationError as error:  # such as an engine that is down; the others can go
-            failed = failed or error
-        else:
-            yield f"sandbox {directory.name}"
-    yield from _of_engine(home, settings)
+    stays: list[IsolationError] = []
+    yield from _sandboxes(home, backends, stays)
     for directory in state.killed(home.builds):
         remove_tree(directory)
         yield f"build {directory.name}"
@@ -68,19 +60,20 @@ def collect(home: Home, settings: Settings) -> Iterator[str]:
     yield from base_images(home, settings)
     for path in RootfsStore(home.builders).collect():
         yield f"root filesystem {path.parent.name}/{path.name}"
-    if failed is not None:
-        raise failed
+    if stays:
+        raise stays[0]
 
 
-def _of_engine(home: Home, settings: Settings) -> Iterator[str]:
-    """What an engine has of this state directory that nothing here knows of any more."""
-    socket = Path(settings.docker.socket)
-    if not os.access(socket, os.W_OK):
-        return
-    from sandbox import dockerplace  # noqa: PLC0415 - the SDK is dear
-
-    roots = {f"sha256:{root.parent.name}" for root in home.builders.glob("*/*/root")}
-    try:
-        yield from dockerplace.sweep(socket, home.sandboxes, roots)
-    except IsolationError:  # nobody said that it runs
-        return
+def _sandboxes(
+    home: Home, backends: Mapping[str, Backend], stays: list[IsolationError]
+) -> Iterator[str]:
+    for directory in abandoned(home.sandboxes):
+        try:
+            clean(directory, backends)
+        except IsolationError as error:  # such as an engine that is down; the others can go
+            stays.append(error)
+        else:
+            yield f"sandbox {directory.name}"
+    roots = RootfsStore(home.builders).digests()
+    for backend in backends.values():
+        yield from backend.sweep(roots)

@@ -20,7 +20,7 @@ from policies.reference import DOCKER_HUB, Digest, ImageReference
 from runner import events, gc, outcome, publish, ready
 from runner.bases import begins_with, read_bases, started_from
 from runner.cancel import Cancellation
-from runner.choice import Choice, Offer, choose
+from runner.choice import Candidate, Choice, choose
 from runner.context import BuildContext, snapshot
 from runner.delivery import Delivery
 from runner.errors import (
@@ -121,7 +121,7 @@ class Build:
             context = self._snapshot()
         with self._journal.stage(Stage.DECIDE):
             facts = self._facts(context, parts)
-            choice = self._decide(facts, parts.offers)
+            choice = self._decide(facts, parts.candidates)
             backend, facts, decision = choice.backend, choice.facts, choice.allowed()
         with ExitStack() as stack:
             root = stack.enter_context(ready.root(self._tools, parts.installed))
@@ -133,7 +133,7 @@ class Build:
             with self._journal.stage(Stage.RESOLVE):
                 bases = self._resolve(session, facts, decision)
                 facts = self._facts(context, parts, bases)
-                choice = self._decide(facts, (choice.offer,))
+                choice = self._decide(facts, (choice.candidate,))
                 facts, decision = choice.facts, choice.allowed()
                 session.decide(decision)
                 for preset in session.unknown_presets:
@@ -232,12 +232,12 @@ class Build:
         require_reproducible(self._request, parts.builder, facts)
         return facts
 
-    def _decide(self, facts: BuildFacts, offers: Iterable[Offer]) -> Choice:
+    def _decide(self, facts: BuildFacts, candidates: Iterable[Candidate]) -> Choice:
         """Asked twice: what base images bring along shows only when they are resolved.
 
         The second time, of the backend alone that was chosen, where they were resolved from.
         """
-        choice = choose(self._tools.policies, facts, offers)
+        choice = choose(self._tools.policies, facts, candidates)
         record = {"facts": factsfile.dump(choice.facts), "decision": choice.decision}
         self._directory.write("decision", record)
         return choice

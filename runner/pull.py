@@ -132,7 +132,7 @@ class _Pull:
             with journal.stage(Stage.PREPARE):
                 parts = ready.parts(build, self._tools)
             with journal.stage(Stage.DECIDE):
-                choice = survey(build, self._tools, parts.offers)
+                choice = survey(build, self._tools, parts.candidates)
                 decision = choice.allowed()
         seconds = decision.limits.wall_seconds
         with ExitStack() as stack:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from builder.model import Builder
-from runner.choice import Offers, offers
+from runner.choice import Candidates, candidates
 from runner.errors import BuilderCorrupt, BuilderNotInstalled, UsageError
 from runner.facts import named_builder
 from runner.request import BuildRequest
@@ -21,12 +21,12 @@ class Parts:
     """What a request names, as this host has it.
 
     Attributes:
-        offers: Of every backend that it may run on; at least one offers something.
+        candidates: Every backend that it may run on; at least one offers something.
     """
 
     builder: Builder
     installed: Installed
-    offers: Offers
+    candidates: Candidates
 
 
 def parts(request: BuildRequest, tools: Tools) -> Parts:
@@ -42,7 +42,7 @@ def parts(request: BuildRequest, tools: Tools) -> Parts:
             f"platform {request.platform!r} cannot be built here",
             advice=f"One of: {', '.join(PLATFORMS)}.",
         )
-    found, builder = offers(request, tools), named_builder(request, tools)
+    found, builder = candidates(request, tools), named_builder(request, tools)
     found.require_any()
     installed = RootfsStore(tools.home.builders).installed(builder.name)
     if installed is None:

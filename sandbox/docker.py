@@ -9,7 +9,7 @@ and one Unix socket in a read-only mount. Kata, and a ``runsc`` that was registe
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,12 +27,23 @@ from sandbox.dockerplace import DockerPlace
 from sandbox.engine import Engine, Info, State
 from sandbox.errors import (
     EngineLost,
+    EngineUnavailable,
     IsolationUnavailable,
     RuntimeUnknown,
     SandboxFailed,
 )
-from sandbox.model import GATEWAY_PORT, Ending, Evidence, HostProcess, Place, Sandbox, SandboxSpec
+from sandbox.model import (
+    GATEWAY_PORT,
+    Ending,
+    Evidence,
+    HostProcess,
+    Offer,
+    Place,
+    Sandbox,
+    SandboxSpec,
+)
 from sandbox.plan import SOCKETS, Ways
+from sandbox.rows import Row
 from sandbox.supervise import START_SECONDS, Remains, SupervisedSandbox
 
 _SHIM_NAMES_SINCE = 23
@@ -84,8 +95,18 @@ class DockerBackend:
         with Engine.connect(self._socket) as engine:
             return engine.info()
 
-    def require(self, isolation: Isolation) -> None:
-        self.runtime(self.info(), isolation)
+    def offer(self) -> Offer:
+        try:
+            info = self.info()
+        except IsolationUnavailable as error:
+            return Offer(refused=dict.fromkeys(Isolation, error), rootless=False)
+        refused = {}
+        for isolation in Isolation:
+            try:
+                self.runtime(info, isolation)
+            except IsolationUnavailable as error:
+                refused[isolation] = error
+        return Offer(refused=refused, rootless=info.root_uid != 0)
 
     def runtime(self, info: Info, isolation: Isolation) -> str:
         """What the engine calls the runtime for ``isolation``. Raises RuntimeUnknown."""
@@ -126,6 +147,20 @@ class DockerBackend:
 
     def mounts_images(self) -> bool:
         return False  # the engine knows no such mount
+
+    def probe(self, isolation: Isolation) -> Iterator[Row]:
+        from sandbox import dockerprobe  # noqa: PLC0415 - for doctor alone
+
+        return dockerprobe.probe(self, isolation)
+
+    def clean(self, directory: Path) -> None:
+        dockerplace.clean(directory)
+
+    def sweep(self, roots: Collection[str]) -> Iterator[str]:
+        if not os.access(self._socket, os.W_OK):
+            return
+        with suppress(EngineUnavailable):  # nobody said that it runs
+            yield from dockerplace.sweep(self._socket, self._sandboxes, roots)
 
     @staticmethod
     def takes_sockets(info: Info, runtime: str, isolation: Isolation) -> bool:

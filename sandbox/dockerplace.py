@@ -54,7 +54,7 @@ def reserve(
         sandboxes.mkdir(parents=True, exist_ok=True)
         place = DockerPlace(name, directory, peer_uid, make_locked(directory), engine)
         (directory / ENGINE).write_text(str(socket))
-        place.make({})
+        place.make("docker", {})
     except OSError as error:
         raise SandboxFailed(f"no place for the sandbox: {error}") from None
     return place

@@ -7,7 +7,8 @@ from policies.errors import RunnerError
 from policies.model import Isolation
 from sandbox.docker import DockerBackend
 from sandbox.engine import Info
-from sandbox.probe import PROBE_DIGEST, Row, Verdict, smoke
+from sandbox.rows import Row, Verdict, failed
+from sandbox.smoke import PROBE_DIGEST, smoke
 
 ENTRY = {
     "path": "/usr/bin/runsc",
@@ -21,7 +22,7 @@ def probe(backend: DockerBackend, isolation: Isolation) -> Iterator[Row]:
     try:
         info = backend.info()
     except RunnerError as error:
-        yield _failed("engine", error)
+        yield failed("engine", error)
         return
     yield Row(
         name="engine",
@@ -42,10 +43,6 @@ def probe(backend: DockerBackend, isolation: Isolation) -> Iterator[Row]:
     yield _door(backend, info, runtime, isolation)
     yield smoke(backend, isolation)
     backend.forget_image(PROBE_DIGEST)
-
-
-def _failed(name: str, error: RunnerError) -> Row:
-    return Row(name=name, verdict=Verdict.FAIL, detail=error.message, mend=error.advice)
 
 
 def _mend(isolation: Isolation) -> str:

@@ -18,7 +18,7 @@ from sandbox import kata_config
 from sandbox.errors import IsolationUnavailable
 from sandbox.kata_config import Configuration
 from sandbox.kata_host import Host, printable, read, text
-from sandbox.probe import Row, Verdict
+from sandbox.rows import Row, Verdict
 
 SHIM = "containerd-shim-kata-v2"
 OLDEST = (3, 31, 0)

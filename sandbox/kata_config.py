@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sandbox.kata_host import printable, read
-from sandbox.probe import Verdict
+from sandbox.rows import Verdict
 
 _DIRECTORIES = (
     "etc/kata-containers",

@@ -8,7 +8,7 @@ initial user namespace. docs/adr/0003 compares that with a mapped range.
 import os
 import secrets
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,8 @@ from sandbox.canary import Expected, Observation, judge
 from sandbox.cgroups import Group
 from sandbox.errors import IsolationUnavailable, SandboxFailed
 from sandbox.localplace import LocalPlace
-from sandbox.model import Ending, Evidence, Place, Sandbox, SandboxSpec
+from sandbox.model import Ending, Evidence, Offer, Place, Sandbox, SandboxSpec
+from sandbox.rows import Row
 from sandbox.supervise import Remains, SupervisedSandbox
 
 READ_BYTES = 64 << 10
@@ -39,24 +40,46 @@ class LocalBackend:
         self._runsc_name = runsc_name
         self._uids = uids
 
-    def require(self, isolation: Isolation) -> None:
+    def offer(self) -> Offer:
+        refused = {}
+        for isolation in Isolation:
+            try:
+                self._runtime(isolation)
+            except IsolationUnavailable as error:
+                refused[isolation] = error
+        return Offer(refused=refused, rootless=True)
+
+    def _runtime(self, isolation: Isolation) -> runsc.Runsc:
         if isolation is not Isolation.GVISOR:
             raise IsolationUnavailable(
                 f"the local backend offers gvisor, not {isolation}",
                 advice="Choose another backend, or a policy that asks for gvisor.",
             )
-        runsc.find(self._runsc_name)
+        found = runsc.find(self._runsc_name)
         if (refused := runsc.user_namespaces_refused()) is not None:
             raise IsolationUnavailable(
                 f"gVisor needs a user namespace, and this host gives none: {refused}",
                 advice="runner doctor names the setting and the command that changes it.",
             )
+        return found
 
     def reserve(self, build_id: str) -> LocalPlace:
         return localplace.reserve(self._sandboxes, build_id, self._uids)
 
     def mounts_images(self) -> bool:
         return runsc.find(self._runsc_name).mounts_erofs
+
+    def probe(self, isolation: Isolation) -> Iterator[Row]:
+        from sandbox import localprobe  # noqa: PLC0415 - for doctor alone
+
+        return localprobe.probe(self, self._runsc_name, isolation)
+
+    def clean(self, directory: Path) -> None:
+        localplace.clean(directory)
+
+    def sweep(self, roots: Collection[str]) -> Iterator[str]:
+        del roots
+        yield from ()  # all that there is of a sandbox is in its place
 
     def launch(
         self,
@@ -66,8 +89,7 @@ class LocalBackend:
         collect: Callable[[memoryview], None] | None = None,
     ) -> Sandbox:
         assert isinstance(place, LocalPlace), "from this backend's reserve"
-        self.require(spec.isolation)
-        runtime = runsc.find(self._runsc_name)
+        runtime = self._runtime(spec.isolation)
         nonce = secrets.token_hex(16)
         _write_place(place, spec, nonce)
         with ExitStack() as undo:

@@ -75,7 +75,7 @@ def reserve(sandboxes: Path, name: str, uids: range) -> LocalPlace:
     try:
         sandboxes.mkdir(parents=True, exist_ok=True)
         place = LocalPlace(name, directory, uid, make_locked(directory), uid_lock)
-        place.make({place.images: 0o750, place.bundle: 0o750, place.runsc_state: 0o700})
+        place.make("local", {place.images: 0o750, place.bundle: 0o750, place.runsc_state: 0o700})
         if as_root:
             os.chown(place.runsc_state, uid, uid)
     except OSError as error:

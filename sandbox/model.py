@@ -1,6 +1,6 @@
 """What is launched, and what came of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +8,8 @@ from typing import Protocol
 
 from builder.model import BuildPlan
 from policies.model import Isolation, Limits
+from sandbox.errors import IsolationUnavailable
+from sandbox.rows import Row
 
 GATEWAY_SOCKET = "gateway.sock"
 OUTLET_SOCKET = "outlet.sock"
@@ -143,23 +145,54 @@ class Place(Protocol):
         """Leaves no process, mount or file of the sandbox behind. May be called twice."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What can be had of a backend now.
+
+    Attributes:
+        refused: Of each isolation that cannot be had, why, and what mends it.
+        rootless: Whether no process of its sandboxes is root on the host.
+    """
+
+    refused: Mapping[Isolation, IsolationUnavailable]
+    rootless: bool
+
+    @property
+    def isolations(self) -> frozenset[Isolation]:
+        """That can be had."""
+        return frozenset(Isolation) - self.refused.keys()
+
+
 class Backend(Protocol):
     """Where sandboxes are launched."""
 
     name: str
 
-    def require(self, isolation: Isolation) -> None:
-        """Cheap check that sandboxes of this isolation can be had here.
-
-        Raises:
-            IsolationUnavailable: With the reason and what mends it.
-        """
+    def offer(self) -> Offer:
+        """What sandboxes can be had here; cheap, and raises nothing."""
 
     def reserve(self, build_id: str) -> Place:
         """A place for one sandbox. Raises SandboxFailed where none can be had."""
 
     def mounts_images(self) -> bool:
         """Whether its sandboxes can mount the ``images`` of a spec."""
+
+    def probe(self, isolation: Isolation) -> Iterator[Row]:
+        """Looks at all that sandboxes of ``isolation`` need, and tries one. For ``doctor``."""
+
+    def clean(self, directory: Path) -> None:
+        """Ends the sandbox whose place is ``directory``, where its runner is gone; removes all.
+
+        Raises:
+            IsolationError: Something of it could not be removed, or nobody can tell.
+        """
+
+    def sweep(self, roots: Collection[str]) -> Iterator[str]:
+        """Removes what is of no place any more, and says what.
+
+        Args:
+            roots: Digests of the root filesystems that are installed.
+        """
 
     def launch(
         self,
@@ -177,6 +210,7 @@ class Backend(Protocol):
             collect: Gets the plan's ``output``, at most the limits' ``disk_bytes`` of it, likewise.
 
         Raises:
+            IsolationUnavailable: It cannot be had, whatever was offered.
             IsolationMismatch: It is not what was asked for; it is gone again.
             SandboxFailed: The runtime did not start it.
         """

@@ -4,6 +4,7 @@
 
     STATE/sandboxes/ID/
         lock        held by the living runner
+        backend     its name; written before anything is started
         guest/      appears read-only as /run/runner inside
             init  plan  config/  door/
 
@@ -24,6 +25,8 @@ from sandbox.locks import Lock
 from sandbox.model import OUTLET_SOCKET, SandboxSpec
 from sandbox.outlet import Outlet
 from sandbox.plan import SOCKETS, Ways
+
+_BACKEND = "backend"
 
 
 @dataclass(slots=True)
@@ -48,8 +51,9 @@ class HostPlace:
     def door(self) -> Path:
         return self.guest / "door"
 
-    def make(self, directories: Mapping[Path, int]) -> None:
-        """Directories with their modes, besides those of the guest. Raises OSError."""
+    def make(self, backend: str, directories: Mapping[Path, int]) -> None:
+        """Notes whose place it is, and makes directories with their modes. Raises OSError."""
+        (self.directory / _BACKEND).write_text(backend)
         guest = dict.fromkeys((self.guest, self.guest / "config", self.door), 0o750)
         for path, mode in {**guest, **directories}.items():
             path.mkdir()
@@ -121,6 +125,14 @@ class HostPlace:
             peer_uid=self.peer_uid,
             most_bytes=limits.disk_bytes,
         )
+
+
+def backend_of(directory: Path) -> str:
+    """Name of the backend whose place ``directory`` is; the local one's where nobody got as far."""
+    try:
+        return (directory / _BACKEND).read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return "local"
 
 
 def remove_files(directory: Path) -> None:

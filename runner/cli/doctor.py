@@ -9,24 +9,23 @@ from dataclasses import asdict
 from policies.model import GIB, Isolation
 from runner import settings
 from runner.cli.tools import (
+    BACKENDS,
     BUILDERS,
     OPERATOR_POLICY,
-    docker_backend,
-    local_backend,
+    backends,
     operator_policy,
     policies,
 )
 from runner.errors import CheckFailed, RunnerError
 from runner.files import Home
 from runner.stores.rootfs import RootfsStore
-from sandbox.local import LocalBackend
-from sandbox.probe import Row, Verdict, probe
+from sandbox.rows import Row, Verdict, failed
 
 _ROOM_BYTES = 10 * GIB
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=("local", "docker"), default="local", help="[local]")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="[%(default)s]")
     parser.add_argument(
         "--isolation", choices=[str(each) for each in Isolation], default="gvisor", help="[gvisor]"
     )
@@ -59,28 +58,17 @@ def _rows(backend: str, isolation: Isolation) -> Iterator[Row]:
         source = str(OPERATOR_POLICY) if operator_policy() else "shipped"
         yield Row(name="policy", verdict=Verdict.OK, detail=f"{used} ({source})")
     except RunnerError as error:
-        yield _failed("configuration", error)
+        yield failed("configuration", error)
     try:
         home.prepare()
         yield _room(home)
     except RunnerError as error:
-        yield _failed("state", error)
+        yield failed("state", error)
         return
-    if backend == "docker":
-        from sandbox import dockerprobe  # noqa: PLC0415 - the SDK is dear
-
-        yield from dockerprobe.probe(docker_backend(home, loaded), isolation)
-    else:
-        local = local_backend(home, loaded)
-        yield from probe(local, loaded.local.runsc, isolation)
-        yield _base_images(local)
+    yield from backends(home, loaded)[backend].probe(isolation)
     for name in BUILDERS:
         yield _builder(home, name)
     yield _bootstrap()
-
-
-def _failed(name: str, error: RunnerError) -> Row:
-    return Row(name=name, verdict=Verdict.FAIL, detail=error.message, mend=error.advice)
 
 
 def _room(home: Home) -> Row:
@@ -92,28 +80,11 @@ def _room(home: Home) -> Row:
     return Row(name="state", verdict=Verdict.OK, detail=detail)
 
 
-def _base_images(local: LocalBackend) -> Row:
-    try:
-        mounts = local.mounts_images()
-    except RunnerError as error:  # its own row says it, too
-        return Row(
-            name="base images", verdict=Verdict.WARN, detail=error.message, mend=error.advice
-        )
-    if mounts:
-        return Row(name="base images", verdict=Verdict.OK, detail="unpacked once, then mounted")
-    return Row(
-        name="base images",
-        verdict=Verdict.WARN,
-        detail="this runsc cannot mount them: each build copies them into its own memory",
-        mend="A runsc of 2026-01-26 or later mounts them, which is faster: gvisor.dev",
-    )
-
-
 def _builder(home: Home, name: str) -> Row:
     try:
         installed = RootfsStore(home.builders).verified(name)
     except RunnerError as error:
-        return _failed(f"builder {name}", error)
+        return failed(f"builder {name}", error)
     detail = f"{installed.version}, {installed.digest.hex[:12]} from {installed.source}"
     return Row(name=f"builder {name}", verdict=Verdict.OK, detail=detail)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from runner import settings
 from runner.cli import view
+from runner.cli.tools import backends
 from runner.files import Home
 from runner.gc import collect
 
@@ -20,7 +21,8 @@ def run(parsed: argparse.Namespace) -> int:
     del parsed
     home = Home.find()
     home.prepare()
-    report(collect(home, settings.load()))
+    loaded = settings.load()
+    report(collect(home, loaded, backends(home, loaded)))
     return 0
 
 

@@ -1,5 +1,6 @@
 """Puts the parts of this host together for the commands that need them."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,15 @@ from runner.files import Home
 from runner.registry.auth import DockerConfig
 from runner.tools import OnDemand, Tools
 from sandbox.local import LocalBackend
+from sandbox.model import Backend
 
 if TYPE_CHECKING:
     from sandbox.docker import DockerBackend
 
 OPERATOR_POLICY = Path("/etc/runner/policy.yaml")
 
+BACKENDS = ("local", "docker")
+"""In the order in which they are tried where nobody names one."""
 BUILDERS: dict[str, Builder] = {"buildah": Buildah()}
 
 
@@ -42,6 +46,17 @@ def docker_backend(home: Home, loaded: settings.Settings) -> "DockerBackend":
         kata_older=docker.kata_older,
     )
     return DockerBackend(home.sandboxes, socket=Path(docker.socket), runtimes=runtimes)
+
+
+def backends(home: Home, loaded: settings.Settings) -> Mapping[str, Backend]:
+    """Those of this host, each made when it is needed."""
+    makers: tuple[Callable[[Home, settings.Settings], Backend], ...] = (
+        local_backend,
+        docker_backend,
+    )
+    return OnDemand(
+        {name: partial(make, home, loaded) for name, make in zip(BACKENDS, makers, strict=True)}
+    )
 
 
 def operator_policy() -> bool:
@@ -75,13 +90,7 @@ def assemble(given_policies: list[Path]) -> Tools:
         settings=loaded,
         home=home,
         policies=policies(given_policies),
-        # In the order in which they are tried where nobody names one.
-        backends=OnDemand(
-            {
-                "local": partial(local_backend, home, loaded),
-                "docker": partial(docker_backend, home, loaded),
-            }
-        ),
+        backends=backends(home, loaded),
         builders=BUILDERS,
         credentials=DockerConfig(),
     )

@@ -78,6 +78,10 @@ class RootfsStore:
         ) as error:
             raise BuilderCorrupt(f"{self._directory / name / 'current.json'}: {error}") from None
 
+    def digests(self) -> frozenset[str]:
+        """Of every root filesystem that is there, current or not."""
+        return frozenset(f"sha256:{root.parent.name}" for root in self._directory.glob("*/*/root"))
+
     def verified(self, name: str, *, every_byte: bool = False) -> Installed:
         """The current root filesystem, checked.
 

@@ -1,25 +1,43 @@
 """Backends beside the real one: what they answer is said before, what is asked of them shows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from policies.model import Isolation
 from runner.errors import IsolationUnavailable, SandboxFailed
-from sandbox.model import Backend, Place, Sandbox, SandboxSpec
+from sandbox.model import Backend, Offer, Place, Sandbox, SandboxSpec
+from sandbox.rows import Row
 
 
 class StatedBackend:
     """Offers the isolations that it is given, and starts nothing."""
 
-    def __init__(self, name: str, *isolations: Isolation) -> None:
+    def __init__(self, name: str, *isolations: Isolation, rootless: bool = True) -> None:
         self.name = name
         self.isolations = isolations
-        self.asked: list[Isolation] = []
+        self.rootless = rootless
+        self.asked = 0
 
-    def require(self, isolation: Isolation) -> None:
-        self.asked.append(isolation)
-        if isolation not in self.isolations:
-            raise IsolationUnavailable(f"no {isolation} by {self.name}", advice=f"get {self.name}")
+    def offer(self) -> Offer:
+        self.asked += 1
+        refused = {
+            each: IsolationUnavailable(f"no {each} by {self.name}", advice=f"get {self.name}")
+            for each in Isolation
+            if each not in self.isolations
+        }
+        return Offer(refused=refused, rootless=self.rootless)
+
+    def probe(self, isolation: Isolation) -> Iterator[Row]:
+        del isolation
+        yield from ()
+
+    def clean(self, directory: Path) -> None:
+        raise SandboxFailed(f"{self.name} has no {directory}")
+
+    def sweep(self, roots: Collection[str]) -> Iterator[str]:
+        del roots
+        yield from ()
 
     def reserve(self, build_id: str) -> Place:
         raise SandboxFailed(f"{self.name} has no place for {build_id}")
@@ -49,8 +67,17 @@ class WatchedBackend:
     real: Backend
     specs: list[SandboxSpec] = field(default_factory=list)
 
-    def require(self, isolation: Isolation) -> None:
-        self.real.require(isolation)
+    def offer(self) -> Offer:
+        return self.real.offer()
+
+    def probe(self, isolation: Isolation) -> Iterator[Row]:
+        return self.real.probe(isolation)
+
+    def clean(self, directory: Path) -> None:
+        self.real.clean(directory)
+
+    def sweep(self, roots: Collection[str]) -> Iterator[str]:
+        return self.real.sweep(roots)
 
     def reserve(self, build_id: str) -> Place:
         return self.real.reserve(build_id)

@@ -9,14 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from policies import loader
 from policies.reference import ImageReference
 from runner.cancel import Cancellation
-from runner.cli.tools import BUILDERS, docker_backend, local_backend
+from runner.cli.tools import BUILDERS, backends
 from runner.errors import RunnerError
 from runner.events import Event, Output
 from runner.files import Home
@@ -24,7 +23,7 @@ from runner.pipeline import submit as submit_to
 from runner.registry.auth import Anonymous, Credentials
 from runner.request import BuildRequest, BuildResult
 from runner.settings import RegistrySettings, Settings
-from runner.tools import OnDemand, Tools
+from runner.tools import Tools
 from sandbox import processes
 from sandbox.cgroups import MOUNT
 from sandbox.cleaning import clean
@@ -169,12 +168,7 @@ class Person:
             settings=self.settings,
             home=self.home,
             policies=[loader.shipped("default"), *map(loader.read, policies)],
-            backends=OnDemand(
-                {
-                    "local": partial(local_backend, self.home, self.settings),
-                    "docker": partial(docker_backend, self.home, self.settings),
-                }
-            ),
+            backends=backends(self.home, self.settings),
             builders=BUILDERS,
             credentials=credentials or Anonymous(),
         )
@@ -258,7 +252,7 @@ class Person:
     def move_out(self) -> None:
         """Ends what tests that failed have left running."""
         for directory in abandoned(self.home.sandboxes):
-            clean(directory)
+            clean(directory, backends(self.home, self.settings))
 
     def assert_nothing_left(
         self,

@@ -15,7 +15,7 @@ from policies.loader import Policy
 from policies.model import Decision, Denial, Grant, Limits, TraceStep, plain
 from policies.review import named_facts
 from policies.vocabulary import TRUST, values
-from runner.choice import offers
+from runner.choice import candidates
 from runner.cli.options import build_request, configure_facts
 from runner.cli.policy.answer import say, say_json, shown, table
 from runner.cli.tools import assemble, policies
@@ -84,7 +84,7 @@ def _explained(parsed: argparse.Namespace) -> _Explained:
 
 
 def _surveyed(request: BuildRequest, tools: Tools) -> _Explained:
-    choice = survey(request, tools, offers(request, tools))
+    choice = survey(request, tools, candidates(request, tools))
     refused = {name: error.message for name, error in choice.refused.items()}
     refused.pop(choice.backend.name, None)  # of which all the rest speaks
     return _Explained(tools.policies, choice.facts, choice.decision, refused=refused)

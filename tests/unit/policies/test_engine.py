@@ -58,7 +58,9 @@ FACTS = BuildFacts(
     context=ContextFacts(bytes=1, entries=1),
     destinations=(IMAGES[1],),
     builder=BuilderFacts(digest=DIGEST, capabilities=("CHOWN",)),
-    host=HostFacts(isolations=frozenset(Isolation), egress=True, provenance=True),
+    host=HostFacts(
+        isolations=frozenset(Isolation), egress=True, provenance=True, rootless=True
+    ),
     time=TimeFacts(date="2026-01-31", hour=3, weekday=6),
 )  # fmt: skip
 
@@ -473,6 +475,7 @@ def test_any_policy_can_require_rootless_and_none_can_take_it_back() -> None:
         ("isolation", {}, {"host": HostFacts(isolations=frozenset({Isolation.KATA}))}),
         ("egress", {"network": "egress"}, {"host": HostFacts(isolations=frozenset(Isolation))}),
         ("provenance", {"signature": True}, {"host": HostFacts(isolations=frozenset(Isolation))}),
+        ("rootless", {"rootless": True}, {"host": HostFacts(isolations=frozenset(Isolation))}),
         ("base_images", {"base_images": ["a.b/**"]}, {}),
         ("base_images", {"network": "none"}, {}),
         ("base_images", {"base_images": ["docker.io/library/debian@sha256:*"]}, {}),

@@ -120,7 +120,7 @@ every_facts = st.builds(
     ),
     host=st.builds(
         HostFacts, isolations=st.frozensets(st.sampled_from(Isolation)), egress=st.booleans(),
-        provenance=st.booleans(),
+        provenance=st.booleans(), rootless=st.booleans(),
     ),
     time=st.none() | st.datetimes(timezones=st.timezones()).map(TimeFacts.at),
 )  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_document_has_every_name_of_the_vocabulary() -> None:
         for key in (value if isinstance(value, dict) else [""])
     }
     for_the_engine = {"builder.uid", "builder.capabilities", "builder.frontends"}
-    for_the_engine |= {"host.egress", "host.provenance"}
+    for_the_engine |= {"host.egress", "host.provenance", "host.rootless"}
     assert names == {*FACTS, *for_the_engine} - {"identity.authenticated"}
 
 

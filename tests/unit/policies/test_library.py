@@ -166,7 +166,7 @@ def granted(policies: list[Policy], facts: BuildFacts) -> Decision:
         replace(
             facts,
             builder=BuilderFacts(capabilities=BUILDER_CAPABILITIES),
-            host=HostFacts(isolations=frozenset({Isolation.GVISOR}), egress=True),
+            host=HostFacts(isolations=frozenset({Isolation.GVISOR}), egress=True, rootless=True),
         ),
     )
     assert isinstance(decision, Decision), decision

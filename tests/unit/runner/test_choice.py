@@ -11,7 +11,7 @@ from policies import loader
 from policies.facts import BuildFacts, SourceFacts
 from policies.loader import Policy
 from policies.model import Decision, Denial, Isolation
-from runner.choice import Choice, Offers, choose, offered, offers
+from runner.choice import Candidate, Candidates, Choice, candidates, choose
 from runner.errors import IsolationUnavailable, PolicyDenied, UsageError
 from runner.request import BuildRequest
 from runner.tools import OnDemand
@@ -40,19 +40,23 @@ def having(*backends: Backend) -> Any:
 
 
 def chosen(rules: Policy, *backends: Backend, asked: str | None = None) -> Choice:
-    return choose([rules], FACTS, offers(request(asked), having(*backends)))
+    return choose([rules], FACTS, candidates(request(asked), having(*backends)))
 
 
 def backend(name: str, *isolations: Isolation) -> StatedBackend:
     return StatedBackend(name, *isolations)
 
 
-def test_what_a_backend_offers_is_asked_one_by_one() -> None:
-    found = offered(backend("one", GVISOR, KATA))
-    assert found.isolations == {GVISOR, KATA}
+def candidate(each: StatedBackend) -> Candidate:
+    return Candidate(each, each.offer())
+
+
+def test_what_cannot_be_had_at_all_is_said_of_gvisor() -> None:
+    found = candidate(backend("one", GVISOR, KATA))
+    assert found.offer.isolations == {GVISOR, KATA}
     assert found.unavailable is None
-    nothing = offered(backend("one"))
-    assert nothing.isolations == frozenset()
+    nothing = candidate(backend("one"))
+    assert nothing.offer.isolations == frozenset()
     assert nothing.unavailable is not None
     assert nothing.unavailable.message == "no gvisor by one"
 
@@ -63,7 +67,7 @@ def test_the_first_that_policy_takes_is_chosen_and_no_later_one_is_asked() -> No
     assert choice.backend is first
     assert choice.allowed().backend == choice.facts.request.backend == "first"
     assert choice.refused == {}
-    assert second.asked == []
+    assert second.asked == 0
 
 
 @pytest.mark.parametrize(
@@ -100,20 +104,20 @@ def test_one_that_policy_does_not_take_is_passed_over(
 def test_one_that_was_asked_for_counts_alone() -> None:
     first, second = backend("first"), backend("second", GVISOR)
     assert chosen(policy(), first, second, asked="second").allowed().backend == "second"
-    assert first.asked == []
-    second.asked.clear()
+    assert first.asked == 0
+    second.asked = 0
     choice = chosen(policy(), first, second, asked="first")
     with pytest.raises(IsolationUnavailable) as caught:
         choice.allowed()
     assert (caught.value.message, caught.value.advice) == ("no gvisor by first", "get first")
-    assert second.asked == []
+    assert second.asked == 0
 
 
 def test_one_that_is_not_there_is_named_and_none_is_made() -> None:
     made: Makers = {"b": lambda: pytest.fail("made"), "a": lambda: pytest.fail("made")}
     tools: Any = SimpleNamespace(backends=OnDemand(made))
     with pytest.raises(UsageError, match="no backend 'cloud'") as caught:
-        offers(request("cloud"), tools)
+        candidates(request("cloud"), tools)
     assert caught.value.advice == "One of: a, b."
 
 
@@ -133,7 +137,7 @@ def test_where_none_is_taken_the_first_says_why_and_each_other_has_a_line() -> N
 
 
 def test_where_nothing_can_be_had_at_all_every_backend_says_why() -> None:
-    none = Offers(having(backend("a"), backend("b")).backends, ("a", "b"))
+    none = Candidates(having(backend("a"), backend("b")).backends, ("a", "b"))
     with pytest.raises(IsolationUnavailable) as caught:
         none.require_any()
     assert caught.value.message.splitlines() == ["no gvisor by a", "b: no gvisor by b"]
@@ -142,16 +146,26 @@ def test_where_nothing_can_be_had_at_all_every_backend_says_why() -> None:
 
 def test_each_backend_is_asked_once_and_as_late_as_can_be() -> None:
     first, second, third = backend("a"), backend("b", GVISOR), backend("c", GVISOR)
-    seen = offers(request(), having(first, second, third))
+    seen = candidates(request(), having(first, second, third))
     seen.require_any()
     assert choose([policy()], FACTS, seen).backend is second
-    assert [len(each.asked) for each in (first, second, third)] == [3, 3, 0]
+    assert [each.asked for each in (first, second, third)] == [1, 1, 0]
+
+
+def test_one_whose_sandboxes_are_root_on_the_host_is_passed_over_where_policy_asks_for_more() -> (
+    None
+):
+    plain, mapped = StatedBackend("plain", GVISOR, rootless=False), backend("mapped", GVISOR)
+    assert chosen(policy(), plain, mapped).backend is plain
+    choice = chosen(policy("backends: ['*'], rootless: true"), plain, mapped)
+    assert choice.backend is mapped
+    assert "root on the host" in choice.refused["plain"].message
 
 
 def test_what_is_decided_again_is_decided_of_the_one_that_was_chosen() -> None:
     first, second = backend("first"), backend("second", GVISOR)
     choice = chosen(policy(), first, second)
-    again = choose([policy()], FACTS, (choice.offer,))
+    again = choose([policy()], FACTS, (choice.candidate,))
     assert isinstance(again.decision, Decision)
     assert (again.backend, again.decision.backend) == (second, "second")
 

@@ -16,7 +16,7 @@ from policies.loader import shipped
 from policies.model import Isolation, Limits
 from policies.reference import Digest, ImageReference
 from runner.bases import read_bases
-from runner.choice import offers
+from runner.choice import candidates
 from runner.context import snapshot
 from runner.errors import BuilderUnknown, UsageError
 from runner.facts import build_facts, named_builder, require_reproducible, survey
@@ -196,7 +196,7 @@ def test_a_survey_reads_the_context_and_leaves_nothing(tmp_path: Path) -> None:
     context.mkdir()
     (context / "Dockerfile").write_text("FROM a.b/c:1\n")
     request, host = BuildRequest(context=context, build_args={"A": "b"}), tools(tmp_path / "no")
-    choice = survey(request, host, offers(request, host))
+    choice = survey(request, host, candidates(request, host))
     facts = choice.facts
     assert choice.allowed().backend == facts.request.backend == "local"
     assert [str(image) for image in facts.dockerfile.images] == ["a.b/c:1"]

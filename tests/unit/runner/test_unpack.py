@@ -7,7 +7,7 @@ import json
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +43,8 @@ from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed
 from runner.stores.unpacked import UnpackedStore
 from runner.unpack import Bases, Unpacking
-from sandbox.model import Ending, Evidence, Outcome, SandboxSpec, Usage
+from sandbox.model import Ending, Evidence, Offer, Outcome, SandboxSpec, Usage
+from sandbox.rows import Row
 from tests.support.erofs import erofs
 from tests.support.gateway import FakeRegistry, decision
 from tests.support.images import HELLO_TAR, MORE_TAR, entry, tar_of
@@ -107,8 +108,17 @@ class PlayedBackend:
     places: list[Place] = field(default_factory=list)
     specs: list[SandboxSpec] = field(default_factory=list)
 
-    def require(self, isolation: Isolation) -> None:
-        """Whatever is wanted."""
+    def offer(self) -> Offer:
+        return Offer(refused={}, rootless=True)
+
+    def probe(self, isolation: Isolation) -> Iterator[Row]:
+        raise NotImplementedError
+
+    def clean(self, directory: Path) -> None:
+        raise NotImplementedError
+
+    def sweep(self, roots: Collection[str]) -> Iterator[str]:
+        raise NotImplementedError
 
     def reserve(self, build_id: str) -> Place:
         self.places.append(Place())

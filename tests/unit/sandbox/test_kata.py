@@ -14,7 +14,7 @@ from sandbox import kata, kata_host
 from sandbox.errors import IsolationUnavailable
 from sandbox.kata import NOT_ENFORCED, SHIM, Shim, find_shim, preflight, require_version
 from sandbox.kata_host import ThisHost
-from sandbox.probe import Row, Verdict
+from sandbox.rows import Row, Verdict
 
 GOLANG = (
     'Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: {}, commit: c'

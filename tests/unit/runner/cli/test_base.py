@@ -10,7 +10,6 @@ from policies.errors import InvalidReference
 from policies.model import Limits
 from policies.reference import Digest, ImageReference
 from runner import cli
-from runner.cli.doctor import _base_images
 from runner.errors import UsageError
 from runner.files import Home
 from runner.gateway.kept import Kept
@@ -19,7 +18,8 @@ from runner.registry.image import OCI_MANIFEST, Descriptor
 from runner.stores.blobs import BlobStore
 from runner.stores.unpacked import Checked, Identity, Unpacked, UnpackedStore
 from sandbox.local import LocalBackend
-from sandbox.probe import Verdict
+from sandbox.localprobe import _base_images
+from sandbox.rows import Verdict
 from tests.support.erofs import erofs
 
 DEBIAN = "docker.io/library/debian:12"
