@@ -27,6 +27,18 @@ from tests.support.hosts import REPOSITORY
 REMAPPED: Final = 1_878_000_000
 """First host uid of an engine with userns-remap."""
 _REMAP_USER = "daemon"
+_PRETENDER = """\
+#!/bin/sh
+# runc that takes gVisor's options, and limits that only gVisor's own kernel could give.
+previous=
+for word; do
+    shift
+    case $word in --host-uds=*) ;; *) set -- "$@" "$word" ;; esac
+    [ "$previous" != --bundle ] || sed -i s/1048576/1024/g "$word/config.json"
+    previous=$word
+done
+exec runc "$@"
+"""
 _WORLD = """\
 ip link set lo up
 for file in subuid subgid; do touch /etc/$file; mount --bind "$1" /etc/$file; done
@@ -155,10 +167,13 @@ def running_engine(directory: Path, *options: str) -> Iterator[RealEngine]:
     runtimes = {
         "runsc": runsc,
         "runsc-networked": {"path": str(REPOSITORY / "deploy/docker/runsc-networked")},
-        "not-gvisor": {"path": "/usr/sbin/runc", "runtimeArgs": []},
-        "not-kata": {"path": "/usr/sbin/runc", "runtimeArgs": []},
+        "not-gvisor": {"path": str(directory / "pretender"), "runtimeArgs": ["--host-uds=open"]},
+        "not-kata": {"path": str(directory / "pretender"), "runtimeArgs": []},
         "broken": {"path": "/bin/false", "runtimeArgs": ["--host-uds=open"]},
     }
+    pretender = directory / "pretender"
+    pretender.write_text(_PRETENDER)
+    pretender.chmod(0o755)
     (directory / "daemon.json").write_text(json.dumps({"runtimes": runtimes}))
     (directory / "subid").write_text(f"{_REMAP_USER}:{REMAPPED}:65536\n")
     shims = directory / "shims"
