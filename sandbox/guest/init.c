@@ -12,7 +12,8 @@
  *   6. kill what is left, wait until it is gone, and write one line with the
  *      exit status and the claim
  *
- * When stdin ends, whoever started the sandbox is gone: so are we.
+ * When stdin ends, whoever started the sandbox is gone: so are we. And so we are
+ * when twice the time is over that the build has.
  *
  * As `init send FILE SOCKET` it is one of those commands: it hands a file out.
  * As `init relay PORT SOCKET ...` it is the door of a sandbox on a network.
@@ -238,6 +239,12 @@ static void show_canary(const char *nonce)
     send_line();
 }
 
+static void too_late(int unused)
+{
+    (void)unused;
+    _exit(FAILED);
+}
+
 static void *watch_stdin(void *unused)
 {
     char byte;
@@ -248,7 +255,7 @@ static void *watch_stdin(void *unused)
     _exit(FAILED);
 }
 
-static void await_release(const char *nonce)
+static void await_release(const char *nonce, unsigned seconds)
 {
     char wanted[256], got[256];
     size_t length = 0;
@@ -265,6 +272,10 @@ static void await_release(const char *nonce)
         _exit(FAILED);
     if (pthread_create(&watcher, NULL, watch_stdin, NULL) != 0)
         die("thread");
+    /* Whoever should end us in time may be gone without stdin showing it: an
+     * engine that crashed leaves it open. */
+    signal(SIGALRM, too_late);
+    alarm(seconds);
 }
 
 /* ---- the door: 127.0.0.1:PORT to the gateway's socket -------------------- */
@@ -503,6 +514,7 @@ int main(int argc, char **argv)
     static struct door gateway;
     gateway.host = next_string();
     const char *claim_path = next_string();
+    unsigned seconds = (unsigned)next_number(1, 1 << 30);
     count = next_number(1, COMMANDS);
     for (index = 0; index < count; index++) {
         long words = next_number(1, 4096);
@@ -518,7 +530,7 @@ int main(int argc, char **argv)
     }
 
     show_canary(nonce);
-    await_release(nonce);
+    await_release(nonce, seconds);
     if (port != 0)
         open_door(&gateway, INADDR_LOOPBACK, port);
     pthread_t drain;
