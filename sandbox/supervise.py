@@ -99,6 +99,7 @@ class SupervisedSandbox:
         self._limits = limits
         self._nonce = nonce
         self._log = log
+        self._logged_bytes = 0
         self._outlet = outlet
         self._ending: Ending | None = None
         self._report: ExitReport | None = None
@@ -161,26 +162,28 @@ class SupervisedSandbox:
             self._fail(error)
 
     def _read_to_the_end(self, early: bytes) -> None:
-        splitter, logged, data = OutputSplitter(), 0, early
+        splitter, data = OutputSplitter(), early
         while True:
-            output = splitter.feed(data)
-            room = self._limits.log_bytes - logged
-            logged += len(output)
-            if output and room > 0:
-                self._log(output[:room])
-            if logged > self._limits.log_bytes:
-                self._end(Ending.LOG)
+            self._take(splitter.feed(data))
             data = self._machine.read()
             if not data:
                 break
         rest, line = splitter.finish()
-        if rest and logged < self._limits.log_bytes:
-            self._log(rest)
+        self._take(rest)
         if line is not None:
             try:
                 self._report = parse_exit(line, self._nonce)
             except ReportInvalid:
                 self._report = None
+
+    def _take(self, output: bytes) -> None:
+        """Output of the build, whenever it is known to be that."""
+        room = self._limits.log_bytes - self._logged_bytes
+        self._logged_bytes += len(output)
+        if output and room > 0:
+            self._log(output[:room])
+        if self._logged_bytes > self._limits.log_bytes:
+            self._end(Ending.LOG)
 
     def _watch(self) -> None:
         try:
