@@ -154,9 +154,9 @@ class Engine:
         try:
             _require_listener(path)
             client = docker.APIClient(base_url=f"unix://{path}", timeout=CALL_SECONDS)
-        except (DockerException, requests.RequestException, OSError) as error:
+            version = tuple(int(part) for part in str(client.api_version).split("."))
+        except (DockerException, requests.RequestException, OSError, ValueError) as error:
             raise EngineUnavailable(f"no Docker Engine at {path}: {_reason(error)}") from None
-        version = tuple(int(part) for part in str(client.api_version).split("."))
         if version < OLDEST_API:
             client.close()
             raise EngineUnavailable(
@@ -191,8 +191,8 @@ class Engine:
                 found = self._client.inspect_image(reference)
             except NotFound:
                 return None
-        labels = (found.get("Config") or {}).get("Labels") or {}
-        return {str(name): str(value) for name, value in labels.items()}
+            labels = (found.get("Config") or {}).get("Labels") or {}
+            return {str(name): str(value) for name, value in labels.items()}
 
     def import_image(self, tar: IO[bytes], reference: str, labels: Mapping[str, str]) -> None:
         """Makes an image of a root filesystem."""
@@ -209,7 +209,7 @@ class Engine:
         """Id and labels of every image that has ``labels``."""
         with _told():
             found = self._client.images(filters={"label": _filter(labels)})
-        return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
+            return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
 
     def remove_image(self, reference: str) -> None:
         with _told(), suppress(NotFound):
@@ -221,7 +221,7 @@ class Engine:
         """The id of a new container."""
         with _told():
             made = self._client.create_container_from_config(dict(config), name)
-        return str(made["Id"])
+            return str(made["Id"])
 
     def attach(self, container: str) -> Attached:
         """Before it starts, so that nothing of its output is lost."""
@@ -250,7 +250,7 @@ class Engine:
         """IPv4 address of a running container."""
         with _told():
             found = self._client.inspect_container(container)
-        return str(found["NetworkSettings"]["Networks"][network]["IPAddress"])
+            return str(found["NetworkSettings"]["Networks"][network]["IPAddress"])
 
     def kill(self, container: str) -> None:
         """May be gone already."""
@@ -277,7 +277,7 @@ class Engine:
         """Id and labels of every container that has ``labels``, whatever it does."""
         with _told():
             found = self._client.containers(all=True, filters={"label": _filter(labels)})
-        return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
+            return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
 
     # -- networks ------------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ class Engine:
         """Id and labels of every network that has ``labels``."""
         with _told():
             found = self._client.networks(filters={"label": _filter(labels)})
-        return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
+            return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
 
     def remove_network(self, network: str) -> None:
         with _told(), suppress(NotFound):
@@ -318,6 +318,8 @@ def _told() -> Iterator[None]:
         ) from None
     except (DockerException, requests.RequestException, OSError, ValueError) as error:
         raise EngineLost(f"the engine does not answer any more: {_reason(error)}") from None
+    except (LookupError, TypeError, AttributeError) as error:  # of another form than was agreed
+        raise EngineLost(f"the engine's answer makes no sense: {_shown(repr(error))}") from None
 
 
 def _require_listener(path: Path) -> None:
