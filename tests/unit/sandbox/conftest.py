@@ -7,8 +7,9 @@ from policies.model import Isolation, Limits
 from sandbox.model import SandboxSpec
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def spec() -> SandboxSpec:
+    """Nobody can change it; so properties may use it too."""
     plan = BuildPlan(
         commands=(("tar", "-x"), ("buildah", "build", "--build-arg=A=\udcff")),
         build_command=1,
