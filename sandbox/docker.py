@@ -197,7 +197,8 @@ class DockerBackend:
         with ExitStack() as undo:
             relay, ways = None, SOCKETS
             if not self.takes_sockets(info, container.runtime, spec.isolation):
-                relay = undo.enter_context(Relay(place, container))
+                neighbour = replace(container, runtime=self._runtimes.container)
+                relay = undo.enter_context(Relay(place, neighbour))
                 container, ways = replace(container, network=relay.network), relay.ways
             place.write_plan(spec, nonce, ways)
             outlet = None
@@ -251,8 +252,8 @@ class Relay:
         interface = bridge.name_of(str(place.directory))
         engine.create_network(name, containers.network(interface, place.labels))
         bridge.close(interface)
-        neighbour = replace(container, network=name, runtime="runc")
-        relay = engine.create(f"{name}-relay", containers.relay(neighbour))
+        container = replace(container, network=name)
+        relay = engine.create(f"{name}-relay", containers.relay(container))
         self._streams = engine.attach(relay)
         try:
             engine.start(relay)

@@ -1,7 +1,9 @@
 """A server on a Unix socket that plays a Docker Engine: it says what a test has it say."""
 
 import json
+import socket
 import socketserver
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from sandbox.engine import Engine
 
+STARTED_SECONDS = 10
 VERSION = {"ApiVersion": "1.41"}
 INFO: Mapping[str, Any] = {
     "ServerVersion": "20.10.24+dfsg1",
@@ -57,8 +60,22 @@ class Asked:
         return json.loads(self.body)
 
 
+def frame(data: bytes, stream: int = 1) -> bytes:
+    """A piece of output as an attached connection has it."""
+    return struct.pack(">BxxxI", stream, len(data)) + data
+
+
 HANG_UP = Answer(status=0)
 """Ends the connection without a word."""
+
+
+def _nothing_yet() -> dict[str, Answer]:
+    lists = ("/containers/json", "/networks", "/images/json")
+    return {
+        "GET /version": Answer(200, VERSION),
+        "GET /info": Answer(200, INFO),
+        **{f"GET {path}": Answer(200, []) for path in lists},
+    }
 
 
 @dataclass
@@ -67,20 +84,17 @@ class SpokenEngine:
     socket: Where it listens.
     answers: By ``METHOD /path``; anything else is not found.
     asked: What arrived, in order.
-    pieces: What an attached connection gets, once it was written to.
-    written: What that was.
+    pieces: What an attached connection gets when a container was started, and then its end.
+    written: What it was given, all of it when ``detached`` is set.
     """
 
     socket: Path
-    answers: dict[str, Answer] = field(
-        default_factory=lambda: {
-            "GET /version": Answer(200, VERSION),
-            "GET /info": Answer(200, INFO),
-        }
-    )
+    answers: dict[str, Answer] = field(default_factory=_nothing_yet)
     asked: list[Asked] = field(default_factory=list)
     pieces: tuple[bytes, ...] = ()
     written: bytes = b""
+    started: threading.Event = field(default_factory=threading.Event)
+    detached: threading.Event = field(default_factory=threading.Event)
 
     def says(self, what: str, body: Any = None, *, status: int = 200) -> None:
         self.answers[what] = Answer(status, {} if body is None else body)
@@ -100,9 +114,9 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 
 @contextmanager
-def speaking(socket: Path) -> Iterator[SpokenEngine]:
+def speaking(path: Path) -> Iterator[SpokenEngine]:
     """An engine that says it is as old as can be, and knows nothing yet."""
-    engine = SpokenEngine(socket)
+    engine = SpokenEngine(path)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -118,7 +132,7 @@ def speaking(socket: Path) -> Iterator[SpokenEngine]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - theirs
             pass
 
-    with _Server(str(socket), Handler) as server:
+    with _Server(str(path), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -138,6 +152,8 @@ def _answer(engine: SpokenEngine, handler: BaseHTTPRequestHandler) -> None:
     if path.endswith("/attach") and engine.pieces:
         _attach(engine, handler)
         return
+    if path.endswith("/start"):
+        engine.started.set()
     answer = engine.answers.get(what, Answer(404, {"message": f"no such thing: {what}"}))
     handler.close_connection = answer is HANG_UP
     if answer is HANG_UP:
@@ -170,7 +186,10 @@ def _attach(engine: SpokenEngine, handler: BaseHTTPRequestHandler) -> None:
     handler.send_header("Upgrade", "tcp")
     handler.end_headers()
     handler.wfile.flush()
-    # Whoever attaches starts the container by its first word, so that nothing comes too early.
-    engine.written += handler.connection.recv(1 << 16)
+    engine.started.wait(STARTED_SECONDS)
     for piece in engine.pieces:
         handler.connection.sendall(piece)
+    handler.connection.shutdown(socket.SHUT_WR)
+    while data := handler.connection.recv(1 << 16):
+        engine.written += data
+    engine.detached.set()

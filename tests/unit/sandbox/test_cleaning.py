@@ -16,7 +16,6 @@ from tests.support.spoken import SpokenEngine, speaking
 def spoken(tmp_path: Path) -> Iterator[SpokenEngine]:
     with speaking(tmp_path / "docker.sock") as engine:
         engine.says("GET /containers/json", [{"Id": "c", "Labels": {}}])
-        engine.says("GET /networks", [])
         engine.says("DELETE /containers/c", status=204)
         yield engine
 

@@ -16,7 +16,6 @@ from tests.support.spoken import HANG_UP, SpokenEngine, speaking
 @pytest.fixture
 def spoken(tmp_path: Path) -> Iterator[SpokenEngine]:
     with speaking(tmp_path / "docker.sock") as engine:
-        has(engine)
         yield engine
 
 

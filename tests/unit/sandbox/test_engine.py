@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sandbox import engine as engine_module
 from sandbox.engine import Attached, Engine, Info, Runtime
 from sandbox.errors import EngineLost, EngineUnavailable, RuntimeUnknown, SandboxFailed
-from tests.support.spoken import HANG_UP, INFO, Answer, SpokenEngine, speaking
+from tests.support.spoken import HANG_UP, INFO, Answer, SpokenEngine, frame, speaking
 
 LABELS = {"a": "1", "b": "2"}
 STATE = {"Pid": 7, "Running": True, "OOMKilled": False, "ExitCode": 0, "Error": ""}
@@ -370,10 +370,6 @@ def test_a_network_is_made_of_what_was_rendered(engine: Engine, spoken: SpokenEn
 # -- both ways to a process ------------------------------------------------------------------------
 
 
-def frame(data: bytes, stream: int = 1) -> bytes:
-    return struct.pack(">BxxxI", stream, len(data)) + data
-
-
 def attached() -> tuple[socket.socket, Attached]:
     """The engine's end, and what the SDK gives for the other one."""
     theirs, own = socket.socketpair()
@@ -457,10 +453,13 @@ def test_a_connection_that_was_reset_is_at_its_end() -> None:
 
 def test_an_attached_connection_goes_both_ways(engine: Engine, spoken: SpokenEngine) -> None:
     spoken.pieces = (frame(b"out")[:5], frame(b"out")[5:], frame(b"err", 2))
+    spoken.says("POST /containers/c/start", status=204)
     streams = engine.attach("c")
+    engine.start("c")
     streams.write(b"go\n")
     assert b"".join(read_all(streams)) == b"outerr"
     streams.close()
+    assert spoken.detached.wait(10)
     assert spoken.written == b"go\n"
     (asked,) = spoken.saw("POST /containers/c/attach")
     assert {name: asked.query[name] for name in ("stdin", "stdout", "stderr", "stream")} == {
