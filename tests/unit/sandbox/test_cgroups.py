@@ -236,3 +236,50 @@ def test_processor_time_is_what_the_kernel_counted(v1: Path, v2: Path) -> None:
     (v1 / "c").mkdir()
     (v1 / "c/cpuacct.usage").write_text("2500000000\n")
     assert older.cpu_seconds() == 2.5
+
+
+# -- groups that somebody else made ----------------------------------------------------------------
+
+
+def own_groups(monkeypatch: pytest.MonkeyPatch, **groups: str) -> None:
+    monkeypatch.setattr(cgroups, "_groups_of", lambda process: groups if process == "7" else {})
+
+
+def test_a_process_is_in_one_group_for_each_controller_of_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_groups(monkeypatch, memory="docker/c", cpu="docker/c", cpuacct="docker/c", pids="docker/p")
+    expected = (tmp_path / "memory/docker/c", tmp_path / "cpuacct/docker/c",
+                tmp_path / "pids/docker/p")  # fmt: skip
+    for directory in expected:
+        directory.mkdir(parents=True)
+    assert Group.of(7, tmp_path) == Group(1, expected)
+    assert Group.of(8, tmp_path) is None
+
+
+def test_a_process_is_in_one_group_of_version_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, "cgroup.controllers")
+    (tmp_path / "system.slice/c").mkdir(parents=True)
+    own_groups(monkeypatch, **{"": "system.slice/c"})
+    assert Group.of(7, tmp_path) == Group(2, (tmp_path / "system.slice/c",))
+    assert Group.of(8, tmp_path) is None
+
+
+@pytest.mark.parametrize("missing", ["memory", "cpuacct", "pids"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_group_that_is_not_all_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, known: bool
+) -> None:
+    groups = dict.fromkeys(("memory", "cpuacct", "pids"), "c")
+    for name in groups.keys() - {missing}:
+        (tmp_path / name / "c").mkdir(parents=True)
+    if not known:
+        del groups[missing]
+    own_groups(monkeypatch, **groups)
+    assert Group.of(7, tmp_path) is None
+
+
+def test_a_process_that_is_gone_has_no_group() -> None:
+    assert Group.of(2**22 + 1) is None
