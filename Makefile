@@ -49,11 +49,12 @@ test-all: tools venv lint ## all of it
 hostile: tools venv ## the attacks alone
 	$(PYTEST) tests/hostile
 
-bench: tools venv ## measure against the same builder without a sandbox; writes docs/benchmarks.md
+bench: tools venv ## measure against the same builder without a sandbox; writes docs/benchmarks*.md
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.policy
 	$(BIN)/python -m tests.bench.gateway
 	$(BIN)/python -m tests.bench.bases
+	$(BIN)/python -m tests.bench.docker
 
 fuzz: venv ## property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit -m "not sandbox"

@@ -217,7 +217,8 @@ def _cell(seconds: list[float], first: list[float]) -> str:
 
 
 @contextmanager
-def _workplace() -> Iterator[Path]:
+def workplace() -> Iterator[Path]:
+    """A directory that is gone afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="runner-bench-", dir="/var/tmp"))
     directory.chmod(0o755)  # sandboxes have uids of their own
     try:
@@ -232,7 +233,7 @@ def main() -> int:
     parsed = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
     facts = machine.facts()
-    with _workplace() as directory, registry.running(directory) as host:
+    with workplace() as directory, registry.running(directory) as host:
         bench = Bench(directory, host, contexts(directory, host))
         for number in range(parsed.runs + 1):
             bench.round(number)

@@ -176,7 +176,7 @@ def docker_registry(directory: Path) -> Iterator[tuple[int, list[Registry]]]:
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
         try:
-            registry._wait_for(process, port)
+            registry._wait_for(process, socket.AF_INET, ("127.0.0.1", port))
             yield process.pid, [Registry(("127.0.0.1", port), "bench/image")]
         finally:
             process.terminate()

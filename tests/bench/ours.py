@@ -57,7 +57,8 @@ def submit(
     person: Person, context: Path, *, destination: str, build_args: Mapping[str, str]
 ) -> Timeline:
     """Builds, verifies and publishes, from the command line."""
-    words = ["submit", "--untrusted", "--json", str(context), "--destination", destination]
+    words = ["submit", "--untrusted", "--json", f"--backend={person.backend}", str(context)]
+    words += ["--destination", destination]
     words += [f"--build-arg={name}={value}" for name, value in build_args.items()]
     started = time.monotonic()
     moments: dict[str, float] = {}

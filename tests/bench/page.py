@@ -88,7 +88,7 @@ def render(found: Measured) -> str:
     """The page."""
     parts = [
         HEAD,
-        _table(("machine", ""), {**found.machine, "runs": str(found.runs)}.items()),
+        table(("machine", ""), {**found.machine, "runs": str(found.runs)}.items()),
         BUILDS.format(
             isolation=found.isolation,
             toolbox=found.toolbox_bytes // MIB,
@@ -104,7 +104,7 @@ def render(found: Measured) -> str:
         INSIDE,
         _spread("what", found.clocked),
         "## Once per host\n",
-        _table(
+        table(
             ("what", ""),
             {
                 "builder's root filesystem": f"{found.builder_bytes // MIB} MiB in "
@@ -123,25 +123,26 @@ def _builds(found: Measured) -> str:
     for name, sides in found.builds.items():
         for side, title in SIDES.items():
             if side in sides:
-                ratio = _ratio(sides[side], sides.get("bare", []))
-                rows.append((f"{name}, {title}", *_middle(sides[side]), ratio))
+                to_bare = ratio(sides[side], sides.get("bare", []))
+                rows.append((f"{name}, {title}", *middle(sides[side]), to_bare))
     missing = f"\nThe bare builder could not be run: {found.no_bare}\n" if found.no_bare else ""
-    return _table(("build", "median s", "p90 s", "ratio to bare"), rows) + missing
+    return table(("build", "median s", "p90 s", "ratio to bare"), rows) + missing
 
 
-def _ratio(ours: list[float], bare: list[float]) -> str:
+def ratio(ours: list[float], other: list[float]) -> str:
     """Run by run, so that noise hits both."""
-    if not bare:
+    if not other:
         return "-"
-    return f"{median(one / other for one, other in zip(ours, bare, strict=True)):.2f}"
+    return f"{median(one / two for one, two in zip(ours, other, strict=True)):.2f}"
 
 
 def _spread(first: str, rows: dict[str, list[float]]) -> str:
-    cells = [(name, *_middle(seconds)) for name, seconds in rows.items()]
-    return _table((first, "median s", "p90 s"), cells)
+    cells = [(name, *middle(seconds)) for name, seconds in rows.items()]
+    return table((first, "median s", "p90 s"), cells)
 
 
-def _middle(seconds: list[float]) -> tuple[str, str]:
+def middle(seconds: list[float]) -> tuple[str, str]:
+    """Median and 90th percentile."""
     return f"{median(seconds):.3f}", f"{p90(seconds):.3f}"
 
 
@@ -150,7 +151,7 @@ def p90(values: list[float]) -> float:
     return quantiles(values, n=10, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Of Markdown; figures stand on the right."""
     line = " | ".join(("---", *("---:" for _ in head[1:])))
     lines = [" | ".join(head), line, *(" | ".join(row) for row in rows)]

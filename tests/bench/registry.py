@@ -19,29 +19,52 @@ def running(directory: Path) -> Iterator[str]:
     """A docker-registry with its files in ``directory``; its ``HOST:PORT``."""
     with socket.create_server(("127.0.0.1", 0)) as chosen:
         port = chosen.getsockname()[1]
-    config = directory / "registry.yml"
+    http = f'addr: "127.0.0.1:{port}"'
+    with _serving(directory, directory, http, socket.AF_INET, ("127.0.0.1", port)):
+        yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def running_on(path: Path, work: Path, directory: Path) -> Iterator[None]:
+    """One more with the files of that in ``directory``, on a Unix socket."""
+    with _serving(work, directory, f'net: unix, addr: "{path}"', socket.AF_UNIX, str(path)):
+        yield
+
+
+@contextmanager
+def _serving(
+    work: Path,
+    directory: Path,
+    http: str,
+    family: socket.AddressFamily,
+    address: tuple[str, int] | str,
+) -> Iterator[None]:
+    config = work / "registry.yml"
     config.write_text(
         "version: 0.1\n"
         "log: {level: error, accesslog: {disabled: true}}\n"
         f"storage: {{filesystem: {{rootdirectory: {directory / 'registry'}}}}}\n"
-        f'http: {{addr: "127.0.0.1:{port}"}}\n',
+        f"http: {{{http}}}\n",
         encoding="utf-8",
     )
-    with (directory / "registry.log").open("wb") as log:
+    with (work / "registry.log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
         try:
-            _wait_for(process, port)
-            yield f"127.0.0.1:{port}"
+            _wait_for(process, family, address)
+            yield
         finally:
             process.terminate()
             process.wait()
 
 
-def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:
+def _wait_for(
+    process: subprocess.Popen[bytes], family: socket.AddressFamily, address: tuple[str, int] | str
+) -> None:
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            with socket.socket(family, socket.SOCK_STREAM) as tried:
+                tried.connect(address)
         except OSError:
             time.sleep(0.02)
         else:
@@ -78,9 +101,18 @@ def push_debian(
 
 
 def _push(tar: Path, reference: str) -> str:
+    _copy(f"tarball:{tar}", reference)
+    return reference
+
+
+def push_again(image: str, repository: str) -> None:
+    """So that its layers are known in another repository of the same registry."""
+    _copy(f"docker://{image}", f"{image.partition('/')[0]}/{repository}:base")
+
+
+def _copy(source: str, reference: str) -> None:
     subprocess.run(
-        ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false",
-         f"tarball:{tar}", f"docker://{reference}"],
+        ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false",
+         "--dest-tls-verify=false", source, f"docker://{reference}"],
         check=True,
     )  # fmt: skip
-    return reference
