@@ -10,6 +10,7 @@ import pytest
 
 from policies.model import Isolation
 from sandbox import docker
+from sandbox.cgroups import Group
 from sandbox.containers import Container
 from sandbox.docker import DockerBackend, DockerMachine, Runtimes
 from sandbox.dockerplace import DockerPlace
@@ -293,6 +294,29 @@ def test_the_engine_says_what_became_of_it(
     assert (remains.status, remains.ending) == (0, ending)
 
 
+def test_its_group_is_read_from_the_first_look_on_and_what_was_seen_stays(
+    machine: DockerMachine,
+    spoken: SpokenEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = Group(2, (tmp_path / "group",))
+    group.directories[0].mkdir()
+    seen = {"memory.peak": "42", "cpu.stat": "usage_usec 1500000\n", "pids.events": "max 1\n"}
+    for name, text in seen.items():
+        (group.directories[0] / name).write_text(text)
+    monkeypatch.setattr(Group, "of", lambda pid: group if pid == 7 else None)
+    shows(spoken, Pid=7, Running=True)
+    machine.look()
+    machine.look()
+    assert machine.sample() is None  # the kernel keeps them
+    for name in seen:  # as the engine removes the group
+        (group.directories[0] / name).unlink()
+    remains = machine.reap()
+    assert remains.ending is Ending.PIDS
+    assert (remains.cpu_seconds, remains.memory_peak_bytes) == (1.5, 42)
+
+
 def test_somebody_removed_it(machine: DockerMachine, spoken: SpokenEngine) -> None:
     spoken.says("GET /containers/c/json", {"message": "no such container"}, status=404)
     for ask in (machine.look, machine.reap):
@@ -342,6 +366,17 @@ def test_every_limit_says_who_keeps_it(isolation: Isolation) -> None:
 @pytest.mark.parametrize("runtimes", [{}, {"runsc": {}}, {"runsc": {"path": "/no/such/runsc"}}])
 def test_a_version_that_nobody_says_is_not_known(runtimes: dict[str, Any]) -> None:
     assert docker._version(info(Runtimes=runtimes), "runsc") == "not known"
+
+
+def test_what_is_written_reaches_the_first_process(
+    machine: DockerMachine, spoken: SpokenEngine
+) -> None:
+    assert machine.read() == b"x"
+    machine.write(b"release\n")
+    machine.close()
+    machine.close()
+    assert spoken.detached.wait(10)
+    assert spoken.written == b"release\n"
 
 
 def test_a_process_of_another_pid_namespace_is_no_evidence() -> None:
