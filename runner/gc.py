@@ -76,4 +76,7 @@ def _sandboxes(
             yield f"sandbox {directory.name}"
     roots = RootfsStore(home.builders).digests()
     for backend in backends.values():
-        yield from backend.sweep(roots)
+        try:
+            yield from backend.sweep(roots)
+        except IsolationError as error:
+            stays.append(error)

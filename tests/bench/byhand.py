@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from policies.model import Isolation
 from runner.gateway.registry import REPOSITORY
 from runner.stores.rootfs import remove_tree
 from sandbox import containers, dockerplace
@@ -24,6 +23,7 @@ from sandbox.dockerplace import DockerPlace
 from sandbox.engine import Attached, Engine
 from sandbox.model import GATEWAY_SOCKET, Backend, Place, Sandbox, SandboxSpec
 from tests.bench import registry
+from tests.support.backends import WatchedBackend
 
 SECONDS = 600
 _NONCE = "0" * 32
@@ -33,27 +33,14 @@ class ByHandFailed(Exception):
     """The builder did not come to its end, or its build failed."""
 
 
-@dataclass(slots=True)
-class RecordingBackend:
-    """Another one that keeps the last spec of a build, with its inputs.
+class RecordingBackend(WatchedBackend):
+    """Another one that keeps the last spec of a build, with its inputs."""
 
-    Attributes:
-        directory: For the inputs, which are gone when the build is.
-    """
-
-    real: Backend
-    directory: Path
-    name: str = "docker"
-    spec: SandboxSpec | None = None
-
-    def require(self, isolation: Isolation) -> None:
-        self.real.require(isolation)
-
-    def reserve(self, build_id: str) -> Place:
-        return self.real.reserve(build_id)
-
-    def mounts_images(self) -> bool:
-        return self.real.mounts_images()
+    def __init__(self, real: Backend, directory: Path) -> None:
+        """``directory`` is made for the inputs, which are gone when the build is."""
+        super().__init__(real.name, real)
+        self._directory = directory
+        self.spec: SandboxSpec | None = None
 
     def launch(
         self,
@@ -64,11 +51,11 @@ class RecordingBackend:
     ) -> Sandbox:
         if collect is None:  # a build, and no unpacking
             self.spec = replace(spec, inputs=self._kept(spec))
-        return self.real.launch(place, spec, log, collect)
+        return super().launch(place, spec, log, collect)
 
     def _kept(self, spec: SandboxSpec) -> dict[str, Path]:
-        self.directory.mkdir()
-        kept = {name: self.directory / str(number) for number, name in enumerate(spec.inputs)}
+        self._directory.mkdir()
+        kept = {name: self._directory / str(number) for number, name in enumerate(spec.inputs)}
         for name, path in kept.items():
             shutil.copyfile(spec.inputs[name], path)
             path.chmod(0o644)

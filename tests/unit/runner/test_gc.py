@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from runner import gc
-from runner.errors import EngineUnavailable
+from runner.cli.tools import backends
+from runner.errors import EngineUnavailable, SandboxFailed
 from runner.files import Home
 from runner.settings import DockerSettings, Settings
 from sandbox.containers import DIGEST_LABEL, NAME_LABEL
@@ -32,8 +33,12 @@ def settings(socket: Path) -> Settings:
     return Settings(docker=DockerSettings(socket=str(socket)))
 
 
+def collecting(home: Home, socket: Path) -> Iterator[str]:
+    return gc.collect(home, settings(socket), backends(home, settings(socket)))
+
+
 def collected(home: Home, socket: Path) -> list[str]:
-    return list(gc.collect(home, settings(socket)))
+    return list(collecting(home, socket))
 
 
 def left(home: Home, name: str, engine: Path | None) -> Path:
@@ -41,6 +46,7 @@ def left(home: Home, name: str, engine: Path | None) -> Path:
     directory = home.sandboxes / name
     (directory / "guest").mkdir(parents=True)
     if engine is not None:
+        (directory / "backend").write_text("docker")
         (directory / "engine").write_text(str(engine))
     return directory
 
@@ -59,7 +65,7 @@ def test_a_sandbox_of_an_engine_that_is_down_is_an_error_after_all_others_are_go
 ) -> None:
     stays = left(home, "a", tmp_path / "none.sock")
     goes = left(home, "b", None)
-    found = gc.collect(home, settings(tmp_path / "none.sock"))
+    found = collecting(home, tmp_path / "none.sock")
     assert next(found) == "sandbox b"
     with pytest.raises(EngineUnavailable):
         list(found)
@@ -108,7 +114,10 @@ def test_an_engine_that_refuses_does_not_stop_the_rest(home: Home, spoken: Spoke
     spoken.says("GET /containers/json", {"message": "no"}, status=500)
     half = home.builds / "half"
     half.mkdir(parents=True)
-    assert collected(home, spoken.socket) == ["build half"]
+    found = collecting(home, spoken.socket)
+    assert next(found) == "build half"
+    with pytest.raises(SandboxFailed, match="the engine says: no"):
+        list(found)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may use every socket: run as a user too")

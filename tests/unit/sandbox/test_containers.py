@@ -230,11 +230,11 @@ def test_it_can_be_sent(spec: SandboxSpec) -> None:
 
 
 def test_the_network_leads_nowhere_and_the_host_has_no_address_in_it() -> None:
-    asked = containers.network({"a": "b"})
+    asked = containers.network("bridge0", {"a": "b"})
     assert (asked["driver"], asked["internal"], asked["enable_ipv6"]) == ("bridge", True, False)
     options = asked["options"]
     assert options["com.docker.network.bridge.inhibit_ipv4"] == "true"
-    assert options["com.docker.network.bridge.gateway_mode_ipv4"] == "isolated"
+    assert options["com.docker.network.bridge.name"] == "bridge0"
     assert options["com.docker.network.bridge.enable_ip_masquerade"] == "false"
     assert asked["labels"] == {"a": "b"}
     assert not asked.keys() & {"ipam", "attachable", "ingress"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from policies.model import Isolation
-from sandbox import docker
+from sandbox import bridge, docker
 from sandbox.cgroups import Group
 from sandbox.containers import Container
 from sandbox.docker import DockerBackend, DockerMachine, Runtimes
@@ -87,17 +87,27 @@ def asked(engine: SpokenEngine) -> list[dict[str, Any]]:
     return [each.json for each in engine.saw("POST /containers/create")]
 
 
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Bridges that were closed; an engine that is played makes none."""
+    names: list[str] = []
+    monkeypatch.setattr(bridge, "close", names.append)
+    return names
+
+
 # -- runtimes --------------------------------------------------------------------------------------
 
 
 def test_each_isolation_has_the_name_that_was_configured() -> None:
     names = Runtimes(container="crun", gvisor="gv", kata="kt")
-    assert [names.of(each) for each in Isolation] == ["crun", "gv", "kt"]
+    assert [names.of(each, info()) for each in Isolation] == ["crun", "gv", "kt"]
 
 
 def test_what_the_engine_has_is_taken(backend: DockerBackend) -> None:
-    backend.require(Isolation.GVISOR)
-    backend.require(Isolation.CONTAINER)
+    offer = backend.offer()
+    assert offer.isolations == {Isolation.GVISOR, Isolation.CONTAINER}
+    assert isinstance(offer.refused[Isolation.KATA], RuntimeUnknown)
+    assert offer.rootless is False
     assert backend.runtime(info(), Isolation.GVISOR) == "runsc"
 
 
@@ -232,7 +242,7 @@ def test_a_sandbox_whose_processes_the_host_does_not_show_is_refused(
 
 
 def test_without_sockets_a_relay_comes_first_by_the_runtime_that_was_configured_for_containers(
-    spoken: SpokenEngine, planted: SandboxSpec
+    spoken: SpokenEngine, planted: SandboxSpec, closed: list[str]
 ) -> None:
     spoken.says("GET /info", {**INFO, "Runtimes": NETWORKED})
     spoken.pieces = (READY[:11], READY[11:])
@@ -246,6 +256,7 @@ def test_without_sockets_a_relay_comes_first_by_the_runtime_that_was_configured_
     assert relay["HostConfig"]["NetworkMode"] == sandbox["HostConfig"]["NetworkMode"]
     (network,) = spoken.saw("POST /networks/create")
     assert network.json["Name"] == sandbox["HostConfig"]["NetworkMode"] == "untrusted-runner-b"
+    assert closed == [network.json["Options"]["com.docker.network.bridge.name"]]
     plan = (place.guest / "plan").read_bytes().split(b"\0")
     assert b"10.0.0.2:5000" in plan
     place.release()

@@ -10,7 +10,7 @@ import pytest
 from policies.model import Isolation
 from sandbox.docker import DockerBackend, Runtimes
 from sandbox.dockerprobe import ENTRY, probe
-from sandbox.probe import Row, Verdict
+from sandbox.rows import Row, Verdict
 from tests.support.hosts import REPOSITORY
 from tests.support.spoken import INFO, SpokenEngine, speaking
 
