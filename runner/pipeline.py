@@ -160,6 +160,7 @@ class Build:
                     images=provided.images,
                 )
                 sandbox = backend.launch(place, spec, self._journal.output)
+                stack.callback(sandbox.abandon)
                 self._directory.write("evidence", sandbox.evidence)
                 self._emit(events.Observed(sandbox.evidence))
             with self._journal.stage(Stage.BUILD):

@@ -370,8 +370,11 @@ class Unpacking:
         place = self._backend.reserve(f"{self._name}-base-{self._sandboxes}")
         try:
             sandbox = self._backend.launch(place, spec, log.add, collect)
-            with self._cancellation.calling(sandbox.cancel):
-                ended = sandbox.wait()
+            try:
+                with self._cancellation.calling(sandbox.cancel):
+                    ended = sandbox.wait()
+            finally:
+                sandbox.abandon()
             try:
                 outcome.require_success(ended, plan, spec.limits, None, log)
             except RunnerError as error:

@@ -4,15 +4,17 @@ Two views have to agree: what the kernel inside shows to our own static program,
 builder image can replace, and what the host shows of the sandbox's processes.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from policies.model import Isolation
 from sandbox.errors import IsolationMismatch
 from sandbox.model import Evidence, HostProcess
-from sandbox.processes import UNREADABLE
+from sandbox.processes import APPLICATION, UNREADABLE
 from sandbox.report import ReportInvalid, text, words
 
 _GVISOR_LOG = "Starting gVisor..."
@@ -26,6 +28,7 @@ class Observation:
 
     release: str
     version: str
+    boot_id: str
     log: str
     is_gvisor_file: str
     interfaces: tuple[str, ...]
@@ -47,6 +50,7 @@ class Observation:
             return cls(
                 release=text(found, "release")[:256],
                 version=text(found, "version")[:256],
+                boot_id=text(found, "boot_id").strip()[:64],
                 log=text(found, "log"),
                 is_gvisor_file=text(found, "gvisor"),
                 interfaces=_interfaces(text(found, "net_dev")),
@@ -69,19 +73,43 @@ def _interfaces(net_dev: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostKernel:
+    """What tells the host's kernel from any other.
+
+    Attributes:
+        boot_id: Of random(4): another one for each boot, and no personality(2) changes it.
+    """
+
+    release: str
+    version: str
+    boot_id: str
+
+    @classmethod
+    def here(cls) -> Self:
+        """Of the kernel that this process runs on."""
+        uname = os.uname()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return cls(release=uname.release, version=uname.version, boot_id=boot_id)
+
+    def is_shown_by(self, seen: Observation) -> bool:
+        """Whether ``seen`` is of this kernel; one thing that is the same is enough."""
+        return seen.boot_id == self.boot_id or seen.release == self.release
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What the sandbox has to be.
 
     Attributes:
         uid: That policy judged the builder by, inside.
-        host_release: Of the host's own kernel.
+        host: What the host's own kernel shows.
         rootless: Whether no process may be host uid 0 or have a capability on the host.
         interfaces: That the sandbox may have besides loopback.
     """
 
     isolation: Isolation
     uid: int
-    host_release: str
+    host: HostKernel
     rootless: bool
     interfaces: frozenset[str] = frozenset()
 
@@ -148,8 +176,8 @@ def _shows_gvisor(
     roles = {process.role for process in processes}
     if not _is_gvisor(seen):
         yield "the kernel's log is not gVisor's"
-    if seen.release == expected.host_release:
-        yield f"the kernel is the host's ({expected.host_release})"
+    if expected.host.is_shown_by(seen):
+        yield f"the kernel is the host's ({expected.host.release})"
     if seen.is_gvisor_file.strip() not in {"", "1"}:
         yield "/proc/gvisor says that the kernel is another"
     if "sandbox" not in roles:
@@ -161,21 +189,25 @@ def _shows_gvisor(
 def _shows_a_guest(
     seen: Observation, processes: Sequence[HostProcess], expected: Expected
 ) -> Iterator[str]:
-    """A virtual machine's own kernel. A container's kernel is the host's, whatever it is named."""
+    """A virtual machine's own kernel, whatever runtime says that it is one."""
     if _is_gvisor(seen) or seen.is_gvisor_file.strip():
         yield "the kernel is gVisor's"
-    if seen.release == expected.host_release:
-        yield f"the kernel is the host's ({expected.host_release})"
-    if "application" in {process.role for process in processes}:
+    if not seen.boot_id:
+        yield "the kernel does not show when it was booted"
+    if expected.host.is_shown_by(seen) or seen.version == expected.host.version:
+        yield f"the kernel is the host's ({expected.host.release})"
+    if not processes:
+        yield "the host shows no process of it"
+    if APPLICATION in {process.role for process in processes}:
         yield "the host shows its first process"
 
 
 def _shows_the_host(
     seen: Observation, processes: Sequence[HostProcess], expected: Expected
 ) -> Iterator[str]:
-    if _is_gvisor(seen) or seen.release != expected.host_release:
+    if _is_gvisor(seen) or seen.boot_id != expected.host.boot_id:
         yield "the kernel is not the host's"
-    applications = [process for process in processes if process.role == "application"]
+    applications = [process for process in processes if process.role == APPLICATION]
     if not applications:
         yield "the host does not show its first process"
     for process in applications:  # nothing but these stands between it and the host's kernel

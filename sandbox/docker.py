@@ -20,11 +20,11 @@ from policies.errors import RunnerError
 from policies.model import Isolation
 from sandbox import bridge, containers, diagnostics, dockerplace, processes, runsc
 from sandbox.builderimage import builder_image, image_name
-from sandbox.canary import Expected, Observation, judge
+from sandbox.canary import Expected, HostKernel, Observation, judge
 from sandbox.cgroups import Group
 from sandbox.containers import Container
 from sandbox.dockerplace import DockerPlace
-from sandbox.engine import Engine, Info, State
+from sandbox.engine import Engine, Info, Runtime, State
 from sandbox.errors import (
     EngineLost,
     EngineUnavailable,
@@ -51,7 +51,8 @@ _SHIM_NAMES_SINCE = 23
 KATA_SHIM = "io.containerd.kata.v2"
 _RELAY_READY = b"runner-relay 1\n"
 _REAP_SECONDS = 30.0
-_REGISTER = "Register it in the engine's daemon.json (deploy/docker/README.md), or: runner doctor"
+_UNKNOWN = "not known"
+_REGISTER = "deploy/docker/README.md says how it is registered; runner doctor --backend docker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,21 @@ class Runtimes:
         return self.kata or (registered or [KATA_SHIM])[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A runtime that an engine has."""
+
+    name: str
+    version: str
+    entry: Runtime
+
+    def takes_sockets(self, isolation: Isolation) -> bool:
+        """Whether a Unix socket in a mount can be the door."""
+        if isolation is Isolation.GVISOR:
+            return self.entry.opens_host_sockets
+        return isolation is Isolation.CONTAINER
+
+
 class DockerBackend:
     """See ``sandbox.model.Backend``."""
 
@@ -89,6 +105,11 @@ class DockerBackend:
     def kata_older(self) -> bool:
         """As in ``Runtimes``."""
         return self._runtimes.kata_older
+
+    def kata_configuration(self, info: Info) -> Path | None:
+        """That the entry for kata names, where there is an entry and it names one."""
+        name = self._runtimes.of(Isolation.KATA, info)
+        return info.runtimes.get(name, Runtime()).configuration
 
     def info(self) -> Info:
         """What the engine says of itself. Raises EngineUnavailable."""
@@ -108,8 +129,19 @@ class DockerBackend:
                 refused[isolation] = error
         return Offer(refused=refused, rootless=info.root_uid != 0)
 
-    def runtime(self, info: Info, isolation: Isolation) -> str:
-        """What the engine calls the runtime for ``isolation``. Raises RuntimeUnknown."""
+    def runtime(self, info: Info, isolation: Isolation) -> "Registered":
+        """What the engine has for ``isolation``.
+
+        Raises:
+            RuntimeUnknown: Nothing.
+            IsolationUnavailable: Something too old, or the engine keeps no limits.
+        """
+        if lost := [name for name, kept in info.limits.items() if not kept]:
+            raise IsolationUnavailable(
+                f"the engine cannot limit {', '.join(lost)}", advice="docs/docker.md"
+            )
+        if info.has("rootless"):
+            raise IsolationUnavailable("a rootless engine is not supported", advice=_REGISTER)
         name = self._runtimes.of(isolation, info)
         is_shim = name.startswith("io.containerd.") and info.major >= _SHIM_NAMES_SINCE
         if name not in info.runtimes and not is_shim:
@@ -117,15 +149,17 @@ class DockerBackend:
                 f"the engine has no runtime {name!r}, which {isolation} is configured to use",
                 advice=_REGISTER,
             )
-        if isolation is Isolation.KATA:
-            self._kata_version()
-        return name
+        entry = info.runtimes.get(name, Runtime())
+        versions = {Isolation.GVISOR: _runsc_version, Isolation.KATA: self._kata_version}
+        version = versions[isolation](entry) if isolation in versions else _UNKNOWN
+        return Registered(name, version, entry)
 
-    def _kata_version(self) -> str:
+    def _kata_version(self, entry: Runtime) -> str:
         """Raises IsolationUnavailable where there is none, or one with known holes."""
         from sandbox import kata, kata_host  # noqa: PLC0415 - only who wants it needs it
 
-        shim = kata.find_shim(kata_host.ThisHost())
+        host = kata_host.ThisHost()
+        shim = kata.ask(host, Path(entry.path)) if entry.path else kata.find_shim(host)
         return kata.require_version(shim, allow_older=self._runtimes.kata_older)
 
     def reserve(self, build_id: str) -> DockerPlace:
@@ -162,14 +196,6 @@ class DockerBackend:
         with suppress(EngineUnavailable):  # nobody said that it runs
             yield from dockerplace.sweep(self._socket, self._sandboxes, roots)
 
-    @staticmethod
-    def takes_sockets(info: Info, runtime: str, isolation: Isolation) -> bool:
-        """Whether a Unix socket in a mount can be the door."""
-        if isolation is Isolation.GVISOR:
-            found = info.runtimes.get(runtime)
-            return found is not None and found.opens_host_sockets
-        return isolation is Isolation.CONTAINER
-
     def launch(
         self,
         place: Place,
@@ -184,9 +210,10 @@ class DockerBackend:
                 "policy asks for rootless, and this engine's containers are host root's",
                 advice="userns-remap in the engine's daemon.json (deploy/docker/README.md).",
             )
+        runtime = self.runtime(info, spec.isolation)
         container = Container(
             image=builder_image(place.engine, spec, dockerplace.of_state(self._sandboxes)),
-            runtime=self.runtime(info, spec.isolation),
+            runtime=runtime.name,
             guest=str(place.guest),
             network="none",
             labels=place.labels,
@@ -196,7 +223,7 @@ class DockerBackend:
         place.furnish(spec)
         with ExitStack() as undo:
             relay, ways = None, SOCKETS
-            if not self.takes_sockets(info, container.runtime, spec.isolation):
+            if not runtime.takes_sockets(spec.isolation):
                 neighbour = replace(container, runtime=self._runtimes.container)
                 relay = undo.enter_context(Relay(place, neighbour))
                 container, ways = replace(container, network=relay.network), relay.ways
@@ -211,34 +238,34 @@ class DockerBackend:
             machine,
             spec.limits,
             nonce=nonce,
-            accept=partial(self._accept, info, container, spec, machine),
+            accept=partial(_accept, info, runtime, spec, machine),
             hand_in=partial(place.hand_in_all, spec.inputs),
             log=log,
             outlet=outlet,
         )
 
-    def _accept(
-        self,
-        info: Info,
-        container: Container,
-        spec: SandboxSpec,
-        machine: "DockerMachine",
-        observation: Observation,
-    ) -> Evidence:
-        kata = spec.isolation is Isolation.KATA
-        return judge(
-            observation,
-            _host_view(machine.look().pid, machine.id, spec.isolation),
-            Expected(
-                isolation=spec.isolation,
-                uid=spec.plan.uid,
-                host_release=os.uname().release,
-                rootless=spec.rootless,
-                interfaces=frozenset({"eth0"} if container.network != "none" else ()),
-            ),
-            runtime=f"Docker Engine {info.version}, {container.runtime}",
-            runtime_version=self._kata_version() if kata else _version(info, container.runtime),
-        )
+
+def _accept(
+    info: Info,
+    runtime: Registered,
+    spec: SandboxSpec,
+    machine: "DockerMachine",
+    observation: Observation,
+) -> Evidence:
+    on_network = not runtime.takes_sockets(spec.isolation)
+    return judge(
+        observation,
+        _host_view(machine.look().pid, machine.id),
+        Expected(
+            isolation=spec.isolation,
+            uid=spec.plan.uid,
+            host=HostKernel.here(),
+            rootless=spec.rootless,
+            interfaces=frozenset({"eth0"} if on_network else ()),
+        ),
+        runtime=f"Docker Engine {info.version}, {runtime.name}",
+        runtime_version=runtime.version,
+    )
 
 
 class Relay:
@@ -394,26 +421,23 @@ def _enforced(isolation: Isolation) -> dict[str, str]:
     return {**by_engine, "disk_bytes": "sandbox kernel" if has_kernel else "host kernel"}
 
 
-def _version(info: Info, name: str) -> str:
-    """Of the runtime behind ``name``, where it says so to this user."""
-    entry = info.runtimes.get(name)
-    if entry is None or not entry.path:
-        return "not known"
+def _runsc_version(entry: Runtime) -> str:
+    """Where it says so to this user; a shim, and a path that only root may start, do not."""
     try:
-        return runsc.find(entry.path).version
+        return runsc.find(entry.path).version if entry.path else _UNKNOWN
+    except runsc.TooOld:
+        raise
     except IsolationUnavailable:
-        return "not known"
+        return _UNKNOWN
 
 
-def _host_view(pid: int, container: str, isolation: Isolation) -> list[HostProcess]:
+def _host_view(pid: int, container: str) -> list[HostProcess]:
     """The sandbox's processes, where this process shares the engine's view of the host."""
     first = processes.read(pid)
     shim = processes.read(first.parent) if first is not None else None
     # Numbers of another PID namespace are other processes here.
     if first is None or shim is None or container not in shim.argv:
         return []
-    if isolation is Isolation.CONTAINER:
-        return [processes.as_evidence(first, "application")]
     members = (each for each in processes.descendants(shim.pid) if each.pid != shim.pid)
     view = {processes.as_evidence(each, processes.role_of(each)) for each in members}
     return sorted(view, key=lambda each: each.role)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from policies.errors import RunnerError
 from policies.model import Isolation
-from sandbox.docker import DockerBackend
+from sandbox.docker import DockerBackend, Registered
 from sandbox.engine import Info
 from sandbox.rows import Row, Verdict, failed
 from sandbox.smoke import PROBE_DIGEST, smoke
@@ -34,13 +34,20 @@ def probe(backend: DockerBackend, isolation: Isolation) -> Iterator[Row]:
     if isolation is Isolation.KATA:
         from sandbox import kata, kata_host  # noqa: PLC0415 - only who wants it needs it
 
-        yield from kata.preflight(kata_host.ThisHost(), allow_older=backend.kata_older)
+        yield from kata.preflight(
+            kata_host.ThisHost(),
+            allow_older=backend.kata_older,
+            configuration=backend.kata_configuration(info),
+        )
     try:
         runtime = backend.runtime(info, isolation)
     except RunnerError as error:
         yield Row(name="runtime", verdict=Verdict.FAIL, detail=error.message, mend=_mend(isolation))
         return
-    yield _door(backend, info, runtime, isolation)
+    yield Row(
+        name="runtime", verdict=Verdict.OK, detail=f"{runtime.name}, version {runtime.version}"
+    )
+    yield _door(runtime, isolation)
     yield smoke(backend, isolation)
     backend.forget_image(PROBE_DIGEST)
 
@@ -79,11 +86,11 @@ def _identity(info: Info) -> Row:
     )
 
 
-def _door(backend: DockerBackend, info: Info, runtime: str, isolation: Isolation) -> Row:
-    if backend.takes_sockets(info, runtime, isolation):
-        detail = f"{runtime}: no network, one Unix socket"
+def _door(runtime: Registered, isolation: Isolation) -> Row:
+    if runtime.takes_sockets(isolation):
+        detail = f"{runtime.name}: no network, one Unix socket"
         return Row(name="door", verdict=Verdict.OK, detail=detail)
-    detail = f"{runtime}: a network of two for each build, without an address of the host"
+    detail = f"{runtime.name}: a network of two for each build, without an address of the host"
     if isolation is Isolation.KATA:
         return Row(name="door", verdict=Verdict.OK, detail=detail)
     return Row(name="door", verdict=Verdict.WARN, detail=detail, mend=_mend(isolation))

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Annotated, Any, Self
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sandbox.errors import EngineLost, EngineUnavailable, RuntimeUnknown, SandboxFailed
 
@@ -32,29 +32,43 @@ class _Parsed(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+_NULL_IS_NONE = BeforeValidator(lambda found: () if found is None else found)
+_NULL_IS_NO_OPTION = BeforeValidator(lambda found: {} if found is None else found)
+"""An engine writes an empty list or map as null."""
+
+
 class Runtime(_Parsed):
     """An entry of ``runtimes`` in the engine's daemon.json."""
 
     path: str = ""
-    arguments: tuple[str, ...] = Field((), alias="runtimeArgs")
+    arguments: Annotated[tuple[str, ...], _NULL_IS_NONE] = Field((), alias="runtimeArgs")
+    options: Annotated[Mapping[str, Any], _NULL_IS_NO_OPTION] = Field({}, alias="options")
 
     @property
     def opens_host_sockets(self) -> bool:
         """Whether a Unix socket in a mount can be connected to from inside gVisor."""
-        words = {word.lstrip("-") for word in self.arguments}
-        return bool(words & {"host-uds=open", "host-uds=all"})
+        given = [word.lstrip("-").partition("=") for word in self.arguments]
+        said = [value for name, _, value in given if name == "host-uds"]
+        return bool(said) and said[-1] in {"open", "all"}  # the last one counts
+
+    @property
+    def configuration(self) -> Path | None:
+        """Of a shim, where the entry names one."""
+        path = self.options.get("ConfigPath")
+        return Path(path) if isinstance(path, str) and path else None
 
 
 class Info(_Parsed):
     """What the engine says of itself."""
 
     version: str = Field(alias="ServerVersion")
-    runtimes: Mapping[str, Runtime] = Field(alias="Runtimes")
-    security: tuple[str, ...] = Field((), alias="SecurityOptions")
+    runtimes: Annotated[Mapping[str, Runtime], _NULL_IS_NO_OPTION] = Field(alias="Runtimes")
+    security: Annotated[tuple[str, ...], _NULL_IS_NONE] = Field((), alias="SecurityOptions")
     root: str = Field(alias="DockerRootDir")
     memory_limit: bool = Field(default=False, alias="MemoryLimit")
     cpu_quota: bool = Field(default=False, alias="CpuCfsQuota")
     pids_limit: bool = Field(default=False, alias="PidsLimit")
+    swap_limit: bool = Field(default=False, alias="SwapLimit")
 
     def has(self, option: str) -> bool:
         """Whether ``option``, such as ``userns``, is among its security options."""
@@ -86,10 +100,7 @@ class State(_Parsed):
     """How a container is."""
 
     pid: int = Field(alias="Pid")
-    running: bool = Field(alias="Running")
     out_of_memory: bool = Field(alias="OOMKilled")
-    exit_code: int = Field(alias="ExitCode")
-    error: str = Field(alias="Error")
 
 
 class Attached:
@@ -199,9 +210,8 @@ class Engine:
         repository, _, tag = reference.partition(":")
         changes = [f"LABEL {name}={json.dumps(value)}" for name, value in labels.items()]
         with _told():
-            answer = self._client.import_image_from_data(
-                tar, repository=repository, tag=tag, changes=changes
-            )
+            # Not import_image_from_data: that one waits for ever.
+            answer = self._client.import_image(tar, repository=repository, tag=tag, changes=changes)
         if '"error"' in str(answer):
             raise SandboxFailed(f"the engine took no image: {str(answer)[-_SAID:]}")
 
@@ -221,7 +231,11 @@ class Engine:
         """The id of a new container."""
         with _told():
             made = self._client.create_container_from_config(dict(config), name)
-            return str(made["Id"])
+            container, warnings = str(made["Id"]), made.get("Warnings") or ()
+        for warning in map(str, warnings):
+            if "discarded" in warning.lower():  # a limit, as engines word it
+                raise SandboxFailed(f"the engine keeps no such limit: {_shown(warning)}")
+        return container
 
     def attach(self, container: str) -> Attached:
         """Before it starts, so that nothing of its output is lost."""
@@ -297,6 +311,7 @@ class Engine:
             self._client.remove_network(network)
 
 
+_DOCTOR = "runner doctor --backend docker"
 _CONFLICT = 409
 _UNKNOWN_RUNTIME = re.compile(r"unknown (or invalid )?runtime( name| specified)?", re.IGNORECASE)
 
@@ -310,11 +325,11 @@ def _told() -> Iterator[None]:
         said = _shown(str(error.explanation or error))
         if _UNKNOWN_RUNTIME.search(said):
             raise RuntimeUnknown(f"the engine says: {said}") from None
-        raise SandboxFailed(f"the engine says: {said}") from None
+        raise SandboxFailed(f"the engine says: {said}", advice=_DOCTOR) from None
     except requests.ReadTimeout:
         raise SandboxFailed(
             f"the engine did not answer within {CALL_SECONDS} s",
-            advice="Its runtime may hang: the engine's log says more; runner doctor tries it.",
+            advice=f"Its runtime may hang: the engine's log says more; {_DOCTOR}",
         ) from None
     except (DockerException, requests.RequestException, OSError, ValueError) as error:
         raise EngineLost(f"the engine does not answer any more: {_reason(error)}") from None

@@ -34,7 +34,10 @@ class EngineUnavailable(IsolationUnavailable):
     """The container engine does not answer, or not to this user. Nothing was started."""
 
     code = "engine-unavailable"
-    default_advice = "Is it running, and may this user use its socket? runner doctor"
+    default_advice = (
+        "Is it running, and may this user use its socket? That is for root and the socket's group, "
+        "often docker, whose members are root on the host: runner doctor --backend docker"
+    )
 
 
 class RuntimeUnknown(IsolationUnavailable):

@@ -76,7 +76,7 @@ def find_shim(host: Host) -> Shim:
     Raises:
         IsolationUnavailable: Absent, or it does not say its version.
     """
-    return _ask(host, _locate(host)[0])
+    return ask(host, _locate(host)[0])
 
 
 def require_version(shim: Shim, allow_older: bool) -> str:
@@ -147,7 +147,8 @@ def _search_path(root: Path, process: Path, called: str) -> _SearchPath | None:
     )
 
 
-def _ask(host: Host, path: Path) -> Shim:
+def ask(host: Host, path: Path) -> Shim:
+    """What ``path --version`` says. Raises IsolationUnavailable where that is not of Kata."""
     try:
         written = host.output([str(path), "--version"], _VERSION_BYTES, _VERSION_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
@@ -270,7 +271,7 @@ def _vhost_net(root: Path, loaded: Configuration | None) -> Row:
 def _shim(host: Host, allow_older: bool) -> tuple[Shim | None, list[Row]]:
     try:
         path, place = _locate(host)
-        shim = _ask(host, path)
+        shim = ask(host, path)
     except IsolationUnavailable as error:
         return None, [_row(Verdict.FAIL, "shim", error.message, error.advice)]
     rows = [_row(Verdict.OK, "shim", f"{path}, on {place.known_from}")]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from policies.model import Isolation, Limits
 from sandbox import diagnostics, localplace, oci, processes, runsc
-from sandbox.canary import Expected, Observation, judge
+from sandbox.canary import Expected, HostKernel, Observation, judge
 from sandbox.cgroups import Group
 from sandbox.errors import IsolationUnavailable, SandboxFailed
 from sandbox.localplace import LocalPlace
@@ -161,7 +161,7 @@ def _accept(
         Expected(
             isolation=Isolation.GVISOR,
             uid=spec.plan.uid,
-            host_release=os.uname().release,
+            host=HostKernel.here(),
             rootless=True,  # always, whatever the policy asks for
         ),
         runtime=str(runtime.path),

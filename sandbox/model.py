@@ -126,6 +126,9 @@ class Sandbox(Protocol):
     def cancel(self) -> None:
         """Asks for the end; ``wait`` then reports CANCELLED."""
 
+    def abandon(self) -> None:
+        """Ends it where nobody waited for its end, and leaves no thread of it. Raises nothing."""
+
 
 class Place(Protocol):
     """Where one sandbox will be: reserved before it starts, so that the gateway can listen.

@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.model import RUNNER
 from sandbox.model import HostProcess
 
 PROC = Path("/proc")
+FIRST_PROCESS = f"{RUNNER}/init"
+APPLICATION = "application"
+"""Role of a process that runs what is inside: our own first one where the host shows it, or a stub
+that the Sentry traces."""
 UNREADABLE = "unreadable"
 """Role of a process that the host does not let us look at."""
 
@@ -150,9 +155,8 @@ def _maps_everybody(pid: int) -> bool:
 def role_of(process: Process) -> str:
     """By what it calls itself."""
     name = process.argv[0] if process.argv else ""
-    return {"runsc-sandbox": "sandbox", "runsc-gofer": "gofer", "": "application"}.get(
-        name, "launcher"
-    )
+    roles = {"runsc-sandbox": "sandbox", "runsc-gofer": "gofer"}
+    return roles.get(name, APPLICATION if name in {"", FIRST_PROCESS} else "launcher")
 
 
 def _link(pid: int, name: str) -> str:

@@ -33,11 +33,16 @@ class Runsc:
         return self.release >= _MOUNTS_EROFS
 
 
+class TooOld(IsolationUnavailable):
+    """A runsc before OLDEST."""
+
+
 def find(name: str) -> Runsc:
     """The runsc that ``name`` stands for, on PATH or as a path.
 
     Raises:
-        IsolationUnavailable: Absent, too old, or it does not answer.
+        TooOld: It is.
+        IsolationUnavailable: Absent, or it does not answer.
     """
     found = shutil.which(name)
     if found is None:
@@ -54,7 +59,7 @@ def find(name: str) -> Runsc:
     if not first.startswith("runsc version ") or release is None:
         raise IsolationUnavailable(f"{path} does not say which release of runsc it is: {first!r}")
     if int(release[1]) < OLDEST:
-        raise IsolationUnavailable(
+        raise TooOld(
             f"{path} is of {release[1]}; runsc {OLDEST} or newer is needed", advice=_INSTALL
         )
     return Runsc(path, version, int(release[1]))

@@ -8,9 +8,11 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from policies.errors import RunnerError
 from policies.model import Limits
 from sandbox.canary import Observation
 from sandbox.errors import IsolationMismatch, SandboxFailed
@@ -114,8 +116,10 @@ class SupervisedSandbox:
         except BaseException:
             self._leave_nothing()
             raise
-        self._reader = threading.Thread(target=self._read, args=(early,), name="sandbox-output")
-        self._watcher = threading.Thread(target=self._watch, name="sandbox-limits")
+        self._reader = threading.Thread(
+            target=self._read, args=(early,), name="sandbox-output", daemon=True
+        )
+        self._watcher = threading.Thread(target=self._watch, name="sandbox-limits", daemon=True)
         self._reader.start()
         self._watcher.start()
 
@@ -208,6 +212,13 @@ class SupervisedSandbox:
 
     def cancel(self) -> None:
         self._end(Ending.CANCELLED)
+
+    def abandon(self) -> None:
+        if self._over.is_set():
+            return
+        self.cancel()
+        with suppress(RunnerError):
+            self.wait()
 
     def wait(self) -> Outcome:
         self._reader.join()

@@ -233,6 +233,7 @@ static void show_canary(const char *nonce)
     add_hex("log", log, logged > 0 ? (size_t)logged : 0);
     add_file("proc_version", "/proc/version", SHOWN_BYTES);
     add_file("gvisor", "/proc/gvisor/kernel_is_gvisor", 16);
+    add_file("boot_id", "/proc/sys/kernel/random/boot_id", 64);
     add_names("interfaces", "/sys/class/net");
     add_file("mounts", "/proc/self/mounts", SHOWN_BYTES);
     add_file("net_dev", "/proc/net/dev", SHOWN_BYTES);

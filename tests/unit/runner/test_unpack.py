@@ -75,6 +75,9 @@ class PlayedSandbox:
     def cancel(self) -> None:
         self.cancelled = True
 
+    def abandon(self) -> None:
+        """Nothing of it runs."""
+
     def wait(self) -> Outcome:
         self.backend.meanwhile(self)
         if self.backend.output is not None:

@@ -12,9 +12,9 @@ from policies.model import Isolation
 from sandbox import bridge, docker
 from sandbox.cgroups import Group
 from sandbox.containers import Container
-from sandbox.docker import DockerBackend, DockerMachine, Runtimes
+from sandbox.docker import DockerBackend, DockerMachine, Registered, Runtimes
 from sandbox.dockerplace import DockerPlace
-from sandbox.engine import Info
+from sandbox.engine import Info, Runtime
 from sandbox.errors import (
     EngineLost,
     EngineUnavailable,
@@ -108,7 +108,7 @@ def test_what_the_engine_has_is_taken(backend: DockerBackend) -> None:
     assert offer.isolations == {Isolation.GVISOR, Isolation.CONTAINER}
     assert isinstance(offer.refused[Isolation.KATA], RuntimeUnknown)
     assert offer.rootless is False
-    assert backend.runtime(info(), Isolation.GVISOR) == "runsc"
+    assert backend.runtime(info(), Isolation.GVISOR).name == "runsc"
 
 
 @pytest.mark.parametrize("isolation", [Isolation.GVISOR, Isolation.CONTAINER])
@@ -132,10 +132,10 @@ def test_what_the_engine_has_not_is_unknown_with_where_to_register_it(
 def test_a_shim_goes_by_its_own_name_from_engine_23_on(
     spoken: SpokenEngine, monkeypatch: pytest.MonkeyPatch, version: str, name: str, known: bool
 ) -> None:
-    monkeypatch.setattr(DockerBackend, "_kata_version", lambda _: "3.31.0")
+    monkeypatch.setattr(DockerBackend, "_kata_version", lambda *_: "3.31.0")
     backend = backend_of(spoken, Runtimes(kata=name))
     if known:
-        assert backend.runtime(info(ServerVersion=version), Isolation.KATA) == name
+        assert backend.runtime(info(ServerVersion=version), Isolation.KATA).name == name
     else:
         with pytest.raises(RuntimeUnknown):
             backend.runtime(info(ServerVersion=version), Isolation.KATA)
@@ -147,19 +147,52 @@ def test_the_override_for_an_old_kata_shows(spoken: SpokenEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("isolation", "runtimes", "expected"),
+    ("isolation", "arguments", "expected"),
     [
-        (Isolation.CONTAINER, {}, True),
-        (Isolation.GVISOR, INFO["Runtimes"], True),
-        (Isolation.GVISOR, NETWORKED, False),
-        (Isolation.GVISOR, {}, False),
-        (Isolation.KATA, {"runsc": INFO["Runtimes"]["runsc"]}, False),
+        (Isolation.CONTAINER, [], True),
+        (Isolation.GVISOR, ["--host-uds=open"], True),
+        (Isolation.GVISOR, ["-host-uds=all"], True),
+        (Isolation.GVISOR, ["--host-uds=open", "--host-uds=none"], False),
+        (Isolation.GVISOR, ["--host-uds=create"], False),
+        (Isolation.GVISOR, None, False),
+        (Isolation.KATA, ["--host-uds=open"], False),
     ],
 )
 def test_a_socket_is_the_door_where_the_runtime_lets_it_through(
-    backend: DockerBackend, isolation: Isolation, runtimes: dict[str, Any], expected: bool
+    isolation: Isolation, arguments: list[str] | None, expected: bool
 ) -> None:
-    assert backend.takes_sockets(info(Runtimes=runtimes), "runsc", isolation) is expected
+    entry = Runtime.model_validate({"path": "/x", "runtimeArgs": arguments})
+    assert Registered("runsc", "1", entry).takes_sockets(isolation) is expected
+
+
+@pytest.mark.parametrize("lost", ["MemoryLimit", "CpuCfsQuota", "PidsLimit"])
+def test_an_engine_that_keeps_no_limits_offers_nothing(backend: DockerBackend, lost: str) -> None:
+    for isolation in Isolation:
+        with pytest.raises(IsolationUnavailable, match="cannot limit"):
+            backend.runtime(info(**{lost: False}), isolation)
+
+
+def test_a_rootless_engine_is_refused_by_its_name(backend: DockerBackend) -> None:
+    with pytest.raises(IsolationUnavailable, match="rootless"):
+        backend.runtime(info(SecurityOptions=["name=rootless"]), Isolation.GVISOR)
+
+
+def test_a_runsc_that_is_too_old_is_refused(backend: DockerBackend, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\necho runsc version release-20221219.0\n")
+    old.chmod(0o755)
+    with pytest.raises(IsolationUnavailable, match="20221219"):
+        backend.runtime(info(Runtimes={"runsc": {"path": str(old)}}), Isolation.GVISOR)
+
+
+def test_a_kata_that_is_registered_by_a_path_is_asked_for_its_own_version(
+    backend: DockerBackend, tmp_path: Path
+) -> None:
+    old = tmp_path / "kata-runtime"
+    old.write_text("#!/bin/sh\necho 'Kata Containers containerd shim: version: 3.1.0'\n")
+    old.chmod(0o755)
+    with pytest.raises(IsolationUnavailable, match=r"3\.1\.0"):
+        backend.runtime(info(Runtimes={"kata": {"path": str(old)}}), Isolation.KATA)
 
 
 def test_images_are_not_mounted(backend: DockerBackend) -> None:
@@ -376,7 +409,8 @@ def test_every_limit_says_who_keeps_it(isolation: Isolation) -> None:
 
 @pytest.mark.parametrize("runtimes", [{}, {"runsc": {}}, {"runsc": {"path": "/no/such/runsc"}}])
 def test_a_version_that_nobody_says_is_not_known(runtimes: dict[str, Any]) -> None:
-    assert docker._version(info(Runtimes=runtimes), "runsc") == "not known"
+    entry = Runtime.model_validate(runtimes.get("runsc", {}))
+    assert docker._runsc_version(entry) == "not known"
 
 
 def test_what_is_written_reaches_the_first_process(
@@ -391,5 +425,5 @@ def test_what_is_written_reaches_the_first_process(
 
 
 def test_a_process_of_another_pid_namespace_is_no_evidence() -> None:
-    assert docker._host_view(os.getpid(), "no-such-container", Isolation.CONTAINER) == []
-    assert docker._host_view(2**22 + 1, "c", Isolation.GVISOR) == []
+    assert docker._host_view(os.getpid(), "no-such-container") == []
+    assert docker._host_view(2**22 + 1, "c") == []

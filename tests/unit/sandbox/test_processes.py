@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from sandbox import processes
-from sandbox.processes import descendants, host_view, kill, kill_all, memory_bytes, read
+from sandbox.processes import (
+    Process,
+    descendants,
+    host_view,
+    kill,
+    kill_all,
+    memory_bytes,
+    read,
+    role_of,
+)
 
 NESTED = "sh -c 'sleep 300 & echo $!; wait' & wait"
 
@@ -93,3 +102,18 @@ def test_usage_of_a_tree_is_measured() -> None:
     assert memory_bytes(me) > 1 << 20
     assert processes.cpu_seconds(me) > 0
     assert memory_bytes([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "role"),
+    [
+        (("runsc-sandbox", "--root=/x"), "sandbox"),
+        (("runsc-gofer",), "gofer"),
+        ((), "application"),
+        (("/run/runner/init", "/run/runner/plan"), "application"),
+        (("containerd-shim-kata-v2", "-id", "c"), "launcher"),
+        (("qemu-system-x86_64",), "launcher"),
+    ],
+)
+def test_a_role_is_by_what_a_process_calls_itself(argv: tuple[str, ...], role: str) -> None:
+    assert role_of(Process(1, 0, 0, {}, argv)) == role
