@@ -15,7 +15,7 @@ from typing import IO, Annotated, Any, Self
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sandbox.errors import EngineLost, EngineUnavailable, RuntimeUnknown, SandboxFailed
 
@@ -26,6 +26,9 @@ _SAID = 500
 _HEADER = struct.Struct(">BxxxI")
 """Of a piece of output: which stream, and how many bytes follow."""
 _READ_BYTES = 64 << 10
+_NO_ANSWER = (DockerException, requests.RequestException, OSError)
+_NO_ENGINES = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading an answer raises that is not an engine's, here and in the SDK."""
 
 
 class _Parsed(BaseModel):
@@ -165,13 +168,14 @@ class Engine:
         try:
             _require_listener(path)
             client = docker.APIClient(base_url=f"unix://{path}", timeout=CALL_SECONDS)
-            version = tuple(int(part) for part in str(client.api_version).split("."))
-        except (DockerException, requests.RequestException, OSError, ValueError) as error:
+        except (*_NO_ANSWER, *_NO_ENGINES) as error:
             raise EngineUnavailable(f"no Docker Engine at {path}: {_reason(error)}") from None
-        if version < OLDEST_API:
+        shown = _shown(str(client.api_version))
+        version = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", shown)
+        if version is None or (int(version[1]), int(version[2])) < OLDEST_API:
             client.close()
             raise EngineUnavailable(
-                f"the engine at {path} is too old: its API is {client.api_version}",
+                f"the engine at {path} is too old: its API is {shown}",
                 advice="Docker Engine 20.10 or newer is needed.",
             )
         return cls(client)
@@ -190,7 +194,7 @@ class Engine:
         """Raises EngineUnavailable."""
         try:
             return Info.model_validate(self._client.info())
-        except (DockerException, requests.RequestException, ValidationError) as error:
+        except (*_NO_ANSWER, *_NO_ENGINES) as error:
             raise EngineUnavailable(f"the engine does not answer: {_reason(error)}") from None
 
     # -- images --------------------------------------------------------------------------
@@ -202,8 +206,7 @@ class Engine:
                 found = self._client.inspect_image(reference)
             except NotFound:
                 return None
-            labels = (found.get("Config") or {}).get("Labels") or {}
-            return {str(name): str(value) for name, value in labels.items()}
+            return _labels(found.get("Config") or {})
 
     def import_image(self, tar: IO[bytes], reference: str, labels: Mapping[str, str]) -> None:
         """Makes an image of a root filesystem."""
@@ -219,7 +222,7 @@ class Engine:
         """Id and labels of every image that has ``labels``."""
         with _told():
             found = self._client.images(filters={"label": _filter(labels)})
-            return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
+            return [(str(each["Id"]), _labels(each)) for each in found]
 
     def remove_image(self, reference: str) -> None:
         with _told(), suppress(NotFound):
@@ -291,7 +294,7 @@ class Engine:
         """Id and labels of every container that has ``labels``, whatever it does."""
         with _told():
             found = self._client.containers(all=True, filters={"label": _filter(labels)})
-            return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
+            return [(str(each["Id"]), _labels(each)) for each in found]
 
     # -- networks ------------------------------------------------------------------------
 
@@ -304,11 +307,27 @@ class Engine:
         """Id and labels of every network that has ``labels``."""
         with _told():
             found = self._client.networks(filters={"label": _filter(labels)})
-            return [(str(each["Id"]), dict(each.get("Labels") or {})) for each in found]
+            return [(str(each["Id"]), _labels(each)) for each in found]
 
     def remove_network(self, network: str) -> None:
         with _told(), suppress(NotFound):
             self._client.remove_network(network)
+
+    # -- volumes -------------------------------------------------------------------------
+
+    def create_volume(self, name: str, body: Mapping[str, Any]) -> None:
+        with _told():
+            self._client.create_volume(name, **body)
+
+    def volumes(self, labels: Mapping[str, str]) -> list[tuple[str, Mapping[str, str]]]:
+        """Name and labels of every volume that has ``labels``."""
+        with _told():
+            found = self._client.volumes(filters={"label": _filter(labels)}).get("Volumes")
+            return [(str(each["Name"]), _labels(each)) for each in found or ()]
+
+    def remove_volume(self, volume: str) -> None:
+        with _told(), suppress(NotFound):
+            self._client.remove_volume(volume)
 
 
 _DOCTOR = "runner doctor --backend docker"
@@ -331,10 +350,10 @@ def _told() -> Iterator[None]:
             f"the engine did not answer within {CALL_SECONDS} s",
             advice=f"Its runtime may hang: the engine's log says more; {_DOCTOR}",
         ) from None
-    except (DockerException, requests.RequestException, OSError, ValueError) as error:
+    except _NO_ANSWER as error:
         raise EngineLost(f"the engine does not answer any more: {_reason(error)}") from None
-    except (LookupError, TypeError, AttributeError) as error:  # of another form than was agreed
-        raise EngineLost(f"the engine's answer makes no sense: {_shown(repr(error))}") from None
+    except _NO_ENGINES as error:
+        raise EngineLost(f"the engine answers what no engine does: {_reason(error)}") from None
 
 
 def _require_listener(path: Path) -> None:
@@ -346,6 +365,10 @@ def _require_listener(path: Path) -> None:
 
 def _filter(labels: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in labels.items()]
+
+
+def _labels(of: Mapping[str, Any]) -> Mapping[str, str]:
+    return {str(name): str(value) for name, value in (of.get("Labels") or {}).items()}
 
 
 def _reason(error: Exception) -> str:
