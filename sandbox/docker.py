@@ -214,13 +214,14 @@ class DockerBackend:
         container = Container(
             image=builder_image(place.engine, spec, dockerplace.of_state(self._sandboxes)),
             runtime=runtime.name,
-            guest=str(place.guest),
+            guest=place.title,
             network="none",
             labels=place.labels,
             apparmor=info.has("apparmor"),
         )
         nonce = secrets.token_hex(16)
         place.furnish(spec)
+        place.engine.create_volume(place.title, containers.volume(str(place.guest), place.labels))
         with ExitStack() as undo:
             relay, ways = None, SOCKETS
             if not runtime.takes_sockets(spec.isolation):
@@ -273,7 +274,7 @@ class Relay:
 
     def __init__(self, place: DockerPlace, container: Container) -> None:
         """Raises SandboxFailed where it does not come up; what there is of it has its labels."""
-        engine, name = place.engine, f"untrusted-runner-{place.name}"
+        engine, name = place.engine, place.title
         self.network = name
         # Of the state directory too: two of them may have sandboxes of one name.
         interface = bridge.name_of(str(place.directory))
@@ -335,8 +336,7 @@ class DockerMachine:
         self.enforced = _enforced(spec.isolation)
         config = containers.sandbox(spec, container)
         diagnostics.debug("sandbox", container=config)
-        name = f"untrusted-runner-{place.name}"
-        self.id = self._engine.create(name, config)
+        self.id = self._engine.create(place.title, config)
         self._streams = self._engine.attach(self.id)
         try:
             self._engine.start(self.id)

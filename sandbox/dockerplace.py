@@ -30,6 +30,11 @@ class DockerPlace(HostPlace):
     _released: bool = False
 
     @property
+    def title(self) -> str:
+        """What the engine calls what it has of this sandbox."""
+        return f"untrusted-runner-{self.name}"
+
+    @property
     def labels(self) -> dict[str, str]:
         return labels(self.directory)
 
@@ -55,6 +60,7 @@ def reserve(
         place = DockerPlace(name, directory, peer_uid, make_locked(directory), engine)
         (directory / ENGINE).write_text(str(socket))
         place.make("docker", {})
+        directory.chmod(0o700)  # the engine mounts what is in it, whoever the sandbox is
     except OSError as error:
         raise SandboxFailed(f"no place for the sandbox: {error}") from None
     return place
@@ -84,11 +90,13 @@ def of_state(sandboxes: Path) -> dict[str, str]:
 
 
 def remove_labelled(engine: Engine, wanted: dict[str, str]) -> None:
-    """Ends and removes containers first, then the networks that they were in."""
+    """Ends and removes containers first, then the networks and volumes that they had."""
     for container, _ in engine.labelled(wanted):
         engine.remove(container)
     for network, _ in engine.networks(wanted):
         engine.remove_network(network)
+    for volume, _ in engine.volumes(wanted):
+        engine.remove_volume(volume)
 
 
 def sweep(socket: Path, sandboxes: Path, roots: Collection[str]) -> Iterator[str]:
@@ -111,6 +119,7 @@ def _swept(engine: Engine, sandboxes: Path, roots: Collection[str]) -> Iterator[
     things = (
         ("container", engine.labelled, engine.remove),
         ("network", engine.networks, engine.remove_network),
+        ("volume", engine.volumes, engine.remove_volume),
     )
     for kind, found, remove in things:
         for each, has in found(ours):

@@ -242,7 +242,12 @@ class Person:
             return
         ours = of_state(self.home.sandboxes)
         with Engine.connect(socket) as engine:
-            for kind, things in (("container", engine.labelled), ("network", engine.networks)):
+            kinds = (
+                ("container", engine.labelled),
+                ("network", engine.networks),
+                ("volume", engine.volumes),
+            )
+            for kind, things in kinds:
                 yield from (f"{kind} {each} {labels}" for each, labels in things(ours))
 
     @property
@@ -265,6 +270,7 @@ class Person:
             "mount",
             "container",
             "network",
+            "volume",
         ),
     ) -> None:
         """What was killed may need a moment to be gone."""
