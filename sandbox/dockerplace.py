@@ -125,10 +125,15 @@ def _swept(engine: Engine, sandboxes: Path, roots: Collection[str]) -> Iterator[
         for each, has in found(ours):
             # A place comes before whatever is in it, and goes after that.
             name = has.get(NAME_LABEL, "")
-            if not name or not (sandboxes / name).exists():
+            if not _is_place(sandboxes, name):
                 remove(each)
                 yield f"{kind} of sandbox {name}"
     for image, has in engine.images(ours):
         if has.get(DIGEST_LABEL) not in roots:
             engine.remove_image(image)
             yield f"image of builder {has.get(DIGEST_LABEL)}"
+
+
+def _is_place(sandboxes: Path, name: str) -> bool:
+    """Whether ``name``, which anybody may have written on a container, is of a place that is."""
+    return sandboxes.is_dir() and name in {path.name for path in sandboxes.iterdir()}
