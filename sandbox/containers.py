@@ -4,6 +4,7 @@ Nothing in here comes from a build's context: names, labels and options are ours
 gave is in the plan, a file that the first process reads.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -19,6 +20,8 @@ LABEL = "untrusted-runner"
 NAME_LABEL = f"{LABEL}.sandbox"
 DIGEST_LABEL = f"{LABEL}.root"
 REPOSITORY = "untrusted-runner/builder"
+BRIDGE = "ur-"
+"""How the host's interfaces of our networks begin; the kernel allows 15 characters altogether."""
 OUTLET_PORT = GATEWAY_PORT + 1
 _PERIOD_MICROSECONDS = 100_000
 _RELAY_BYTES = 64 << 20
@@ -53,7 +56,7 @@ def sandbox(spec: SandboxSpec, container: Container) -> dict[str, Any]:
         "NetworkMode": container.network,
         "CpuPeriod": _PERIOD_MICROSECONDS,
         "CpuQuota": limits.cpu_millis * _PERIOD_MICROSECONDS // 1000,
-        "CapAdd": list(spec.plan.capabilities),
+        "CapAdd": _capabilities(spec, container),
         "SecurityOpt": _security(spec.isolation, apparmor=container.apparmor),
         "Ulimits": _ulimits(spec),
         "Tmpfs": {path: _tmpfs(path, limits) for path in sorted(spec.plan.writable)},
@@ -94,12 +97,12 @@ _RELAY_TASKS = 256
 """Two for each of the 64 connections of ``init.c``, at two doors."""
 
 
-def network(bridge: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    """A network of two: no way out, and no IPv4 address of the host in it.
+def network(name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A network of two: no way out, and no address of the host in it.
 
     Args:
-        bridge: What the host's interface is called.
-        labels: Of the sandbox.
+        name: Of the network.
+        labels: That it gets.
     """
     return {
         "driver": "bridge",
@@ -107,11 +110,18 @@ def network(bridge: str, labels: Mapping[str, str]) -> dict[str, Any]:
         "enable_ipv6": False,
         "labels": dict(labels),
         "options": {
-            "com.docker.network.bridge.name": bridge,
+            "com.docker.network.bridge.name": bridge(name),
+            # The kernel gives every bridge an address of IPv6, by which all that listens on the
+            # host is reached; but none to a link that carries less than 1280 bytes (RFC 8200, 5).
+            "com.docker.network.driver.mtu": str(_MTU),
+            # Nor one of IPv4: what Engine 28 calls a gateway mode "isolated", under an older name.
             "com.docker.network.bridge.inhibit_ipv4": "true",
             "com.docker.network.bridge.enable_ip_masquerade": "false",
         },
     }
+
+
+_MTU = 1279
 
 
 def volume(directory: str, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -122,6 +132,22 @@ def volume(directory: str, labels: Mapping[str, str]) -> dict[str, Any]:
     """
     options = {"type": "none", "o": "bind,ro,nosuid,nodev", "device": directory}
     return {"driver": "local", "driver_opts": options, "labels": dict(labels)}
+
+
+def bridge(network: str) -> str:
+    """The host's interface of a network: one rule of the host's firewall can name all of ours."""
+    return f"{BRIDGE}{hashlib.sha256(network.encode()).hexdigest()[:12]}"
+
+
+def _capabilities(spec: SandboxSpec, container: Container) -> list[str]:
+    """On a network no one inside may take other addresses.
+
+    A host takes what is sent to any of its own on every one of its interfaces, also without one.
+    """
+    wanted = spec.plan.capabilities
+    if container.network == "none":
+        return list(wanted)
+    return [each for each in wanted if each not in {"NET_ADMIN", "NET_RAW"}]
 
 
 def _process(image: str, command: list[str], labels: Mapping[str, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Self
 
 from policies.errors import RunnerError
 from policies.model import Isolation
-from sandbox import bridge, containers, diagnostics, dockerplace, processes, runsc
+from sandbox import containers, diagnostics, dockerplace, processes, runsc
 from sandbox.builderimage import builder_image, image_name
 from sandbox.canary import Expected, HostKernel, Observation, judge
 from sandbox.cgroups import Group
@@ -276,10 +276,7 @@ class Relay:
         """Raises SandboxFailed where it does not come up; what there is of it has its labels."""
         engine, name = place.engine, place.title
         self.network = name
-        # Of the state directory too: two of them may have sandboxes of one name.
-        interface = bridge.name_of(str(place.directory))
-        engine.create_network(name, containers.network(interface, place.labels))
-        bridge.close(interface)
+        engine.create_network(name, containers.network(name, place.labels))
         container = replace(container, network=name)
         relay = engine.create(f"{name}-relay", containers.relay(container))
         self._streams = engine.attach(relay)

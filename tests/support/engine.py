@@ -82,6 +82,18 @@ class RealEngine:
         with Engine.connect(self.socket) as engine:
             yield engine
 
+    @property
+    def inside(self) -> list[str]:
+        """Words before a command that shall see the engine's network."""
+        assert self._world is not None
+        return ["nsenter", f"--target={self._world.pid}", "--net", "--"]
+
+    def run_inside(self, *command: str) -> str:
+        """What ``command`` says of the engine's network."""
+        return subprocess.run(
+            [*self.inside, *command], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+
     def start(self) -> None:
         """Raises where it does not come up."""
         here = self.directory
@@ -119,10 +131,7 @@ class RealEngine:
         return world
 
     def _require_no_way_out(self) -> None:
-        shown = subprocess.run(
-            [*self.inside, "ip", "route", "show", "default"],
-            capture_output=True, timeout=10, check=True,
-        ).stdout  # fmt: skip
+        shown = self.run_inside("ip", "route", "show", "default")
         assert not shown, f"the engine has a route out: {shown!r}"
 
     def kill(self) -> None:
