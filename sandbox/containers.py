@@ -24,7 +24,8 @@ BRIDGE = "ur-"
 """How the host's interfaces of our networks begin; the kernel allows 15 characters altogether."""
 OUTLET_PORT = GATEWAY_PORT + 1
 _PERIOD_MICROSECONDS = 100_000
-_RELAY_BYTES = 64 << 20
+_RELAY_BYTES = 256 << 20
+"""A buffer of 1 MiB for each way of the 64 connections of ``init.c``, and what sockets hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
