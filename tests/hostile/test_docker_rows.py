@@ -240,7 +240,7 @@ def test_row_22_relay_and_sandbox_end_with_the_runner(
         while running := [
             each
             for each, _ in client.labelled(of_state(docker_person.home.sandboxes))
-            if (state := client.state(each)) is not None and state.running
+            if (state := client.state(each)) is not None and state.pid
         ]:
             assert time.monotonic() < end, running
             time.sleep(0.1)

@@ -555,16 +555,6 @@ def test_doctor_starts_a_sandbox_and_tries_its_door(
     docker_person.assert_nothing_left()
 
 
-def test_a_network_whose_bridge_cannot_be_seen_is_refused(
-    docker_person: Person, engine: RealEngine, place: Path
-) -> None:
-    """Nobody could say that the host does not answer on it."""
-    context = write_context(place / "context", "FROM scratch\nCOPY Dockerfile /\n")
-    with pytest.raises(IsolationUnavailable, match="not to be seen here"):
-        on(docker_person, engine, runsc="runsc-networked").submit(context)
-    docker_person.assert_nothing_left()
-
-
 def test_what_the_engine_has_of_a_place_that_is_gone_is_removed(
     docker_person: Person, engine: RealEngine, place: Path, tools_base: str
 ) -> None:

@@ -82,12 +82,6 @@ class RealEngine:
         with Engine.connect(self.socket) as engine:
             yield engine
 
-    @property
-    def inside(self) -> list[str]:
-        """Words before a command that shall see the engine's network."""
-        assert self._world is not None
-        return ["nsenter", f"--target={self._world.pid}", "--net", "--"]
-
     def run_inside(self, *command: str) -> str:
         """What ``command`` says of the engine's network."""
         return subprocess.run(

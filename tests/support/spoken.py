@@ -75,6 +75,8 @@ def _nothing_yet() -> dict[str, Answer]:
         "GET /version": Answer(200, VERSION),
         "GET /info": Answer(200, INFO),
         **{f"GET {path}": Answer(200, []) for path in lists},
+        "GET /volumes": Answer(200, {"Volumes": None}),
+        "POST /volumes/create": Answer(201, {"Name": "v"}),
     }
 
 

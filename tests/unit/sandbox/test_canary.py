@@ -176,7 +176,7 @@ HOST = replace(GUEST, release="6.18.0", boot_id="11-22")
 
 
 def test_nobody_is_trusted_to_be_rootless_unseen() -> None:
-    with pytest.raises(IsolationMismatch, match="no process"):
+    with pytest.raises(IsolationMismatch, match="does not show its first process"):
         judged(HOST, (), replace(CONTAINER, rootless=True))
 
 

@@ -111,11 +111,11 @@ def test_whatever_the_plan_has_it_stays_in_its_own_four_places(
 def test_nothing_of_the_host_is_there_but_our_own_files_read_only(spec: SandboxSpec) -> None:
     (mount,) = host(spec)["Mounts"]
     assert mount == {
-        "Type": "bind",
-        "Source": "/state/sandboxes/b/guest",
+        "Type": "volume",
+        "Source": CONTAINER.guest,
         "Target": "/run/runner",
         "ReadOnly": True,
-        "BindOptions": {"Propagation": "rprivate"},
+        "VolumeOptions": {"NoCopy": True},
     }
     assert not leaves(rendered(spec)) & {str(spec.root), *map(str, spec.inputs.values())}
     assert not host(spec).keys() & {
@@ -123,6 +123,14 @@ def test_nothing_of_the_host_is_there_but_our_own_files_read_only(spec: SandboxS
         "PortBindings", "PublishAllPorts", "ExtraHosts", "Links", "GroupAdd", "Sysctls",
         "StorageOpt", "CgroupParent",
     }  # fmt: skip
+
+
+def test_the_hosts_own_kernel_keeps_them_read_only() -> None:
+    made = containers.volume("/state/sandboxes/b/guest", {"a": "b"})
+    options = made["driver_opts"]
+    assert (options["type"], options["device"]) == ("none", "/state/sandboxes/b/guest")
+    assert set(options["o"].split(",")) == {"bind", "ro", "nosuid", "nodev"}
+    assert (made["driver"], made["labels"]) == ("local", {"a": "b"})
 
 
 def test_an_input_is_handed_in_later_and_not_mounted(spec: SandboxSpec) -> None:
@@ -234,7 +242,8 @@ def test_the_network_leads_nowhere_and_the_host_has_no_address_in_it() -> None:
     assert (asked["driver"], asked["internal"], asked["enable_ipv6"]) == ("bridge", True, False)
     options = asked["options"]
     assert options["com.docker.network.bridge.inhibit_ipv4"] == "true"
-    assert options["com.docker.network.bridge.name"] == "bridge0"
+    assert options["com.docker.network.bridge.name"] == containers.bridge("bridge0")
+    assert int(options["com.docker.network.driver.mtu"]) < 1280, "or its bridge has IPv6"
     assert options["com.docker.network.bridge.enable_ip_masquerade"] == "false"
     assert asked["labels"] == {"a": "b"}
     assert not asked.keys() & {"ipam", "attachable", "ingress"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from policies.model import Isolation
-from sandbox import bridge, docker
+from sandbox import docker
 from sandbox.cgroups import Group
 from sandbox.containers import Container
 from sandbox.docker import DockerBackend, DockerMachine, Registered, Runtimes
@@ -87,14 +87,6 @@ def asked(engine: SpokenEngine) -> list[dict[str, Any]]:
     return [each.json for each in engine.saw("POST /containers/create")]
 
 
-@pytest.fixture(autouse=True)
-def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Bridges that were closed; an engine that is played makes none."""
-    names: list[str] = []
-    monkeypatch.setattr(bridge, "close", names.append)
-    return names
-
-
 # -- runtimes --------------------------------------------------------------------------------------
 
 
@@ -117,7 +109,7 @@ def test_what_the_engine_has_not_is_unknown_with_where_to_register_it(
 ) -> None:
     with pytest.raises(RuntimeUnknown, match=f"which {isolation} is configured") as raised:
         backend.runtime(info(Runtimes={}), isolation)
-    assert "daemon.json" in raised.value.advice
+    assert "deploy/docker" in raised.value.advice
 
 
 @pytest.mark.parametrize(
@@ -262,7 +254,9 @@ def test_a_sandbox_whose_processes_the_host_does_not_show_is_refused(
 ) -> None:
     monkeypatch.setattr("secrets.token_hex", lambda _: "abcd")
     log = b"Starting gVisor...\n".hex()
-    canary = f"runner-canary 1 nonce=abcd release={b'4.4.0'.hex()} version= log={log} gvisor= "
+    canary = (
+        f"runner-canary 1 nonce=abcd release={b'4.4.0'.hex()} version= boot_id= log={log} gvisor= "
+    )
     canary += f"ids={b'0:0:0'.hex()} mounts= net_dev=\n"
     spoken.pieces = (frame(canary.encode()),)
     with pytest.raises(IsolationMismatch, match="no sandbox process"):
@@ -275,7 +269,7 @@ def test_a_sandbox_whose_processes_the_host_does_not_show_is_refused(
 
 
 def test_without_sockets_a_relay_comes_first_by_the_runtime_that_was_configured_for_containers(
-    spoken: SpokenEngine, planted: SandboxSpec, closed: list[str]
+    spoken: SpokenEngine, planted: SandboxSpec
 ) -> None:
     spoken.says("GET /info", {**INFO, "Runtimes": NETWORKED})
     spoken.pieces = (READY[:11], READY[11:])
@@ -289,7 +283,6 @@ def test_without_sockets_a_relay_comes_first_by_the_runtime_that_was_configured_
     assert relay["HostConfig"]["NetworkMode"] == sandbox["HostConfig"]["NetworkMode"]
     (network,) = spoken.saw("POST /networks/create")
     assert network.json["Name"] == sandbox["HostConfig"]["NetworkMode"] == "untrusted-runner-b"
-    assert closed == [network.json["Options"]["com.docker.network.bridge.name"]]
     plan = (place.guest / "plan").read_bytes().split(b"\0")
     assert b"10.0.0.2:5000" in plan
     place.release()

@@ -170,7 +170,7 @@ def test_a_limit_that_is_not_named_is_not_kept() -> None:
 @pytest.mark.parametrize(
     "answer",
     [HANG_UP, Answer(200, b"{"), Answer(200, {}), Answer(200, []), Answer(500, {"message": "no"}),
-     Answer(200, {**INFO, "Runtimes": None})],
+     Answer(200, {**INFO, "Runtimes": 7})],
 )  # fmt: skip
 def test_an_engine_that_says_nothing_sound_of_itself_is_not_available(
     engine: Engine, spoken: SpokenEngine, answer: Answer
