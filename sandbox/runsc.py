@@ -79,8 +79,10 @@ def command(runsc: Runsc, state: Path, *arguments: str) -> list[str]:
 
     rootless: all its processes run as the calling user, without subordinate ids. network none:
     loopback is the only interface there is. host-uds open: the gateway's socket, the only one in
-    any mount, can be connected to. overlay2 none: every writable place is a bounded tmpfs. Never
-    --platform=kvm: it hangs where the virtual machine is a nested one.
+    any mount, can be connected to. overlay2 none: every writable place is a bounded tmpfs. directfs
+    false: the gofer keeps mounts read-only on the host; otherwise root of the sandbox, who can
+    remount them, writes to the host's files as whoever the sandbox is there. Never --platform=kvm:
+    it hangs where the virtual machine is a nested one.
     """
     return [
         str(runsc.path),
@@ -89,6 +91,7 @@ def command(runsc: Runsc, state: Path, *arguments: str) -> list[str]:
         "--network=none",
         "--host-uds=open",
         "--overlay2=none",
+        "--directfs=false",
         "--ignore-cgroups",
         *arguments,
     ]
