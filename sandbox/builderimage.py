@@ -8,29 +8,35 @@ from typing import IO
 
 from sandbox.containers import DIGEST_LABEL, REPOSITORY
 from sandbox.engine import Engine
+from sandbox.errors import SandboxFailed
 from sandbox.model import SandboxSpec
 
 
-def builder_image(engine: Engine, spec: SandboxSpec, labels: Mapping[str, str]) -> str:
+def builder_image(
+    engine: Engine, spec: SandboxSpec, labels: Mapping[str, str], scratch: Path
+) -> str:
     """The engine's image of ``spec.root``, imported where it is not there.
 
     Args:
         engine: Whose image.
         spec: With the root and its digest.
         labels: For a new image besides its digest.
+        scratch: Where a copy of the root has room for a moment.
 
     Raises:
-        SandboxFailed: The engine does not take it.
+        SandboxFailed: There is no room, or the engine does not take it.
     """
     reference = image_name(spec.root_digest)
     known = engine.image(reference)
     if known is not None and known.get(DIGEST_LABEL) == spec.root_digest:
         return reference
-    with tempfile.TemporaryFile() as tar:
-        write_tree(spec.root, tar)
-        tar.seek(0)
-        labels = {**labels, DIGEST_LABEL: spec.root_digest}
-        engine.import_image(tar, reference, labels)
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as tar:
+            write_tree(spec.root, tar)
+            tar.seek(0)
+            engine.import_image(tar, reference, {**labels, DIGEST_LABEL: spec.root_digest})
+    except OSError as error:
+        raise SandboxFailed(f"no image of the builder could be made: {error.strerror}") from None
     return reference
 
 

@@ -212,7 +212,9 @@ class DockerBackend:
             )
         runtime = self.runtime(info, spec.isolation)
         container = Container(
-            image=builder_image(place.engine, spec, dockerplace.of_state(self._sandboxes)),
+            image=builder_image(
+                place.engine, spec, dockerplace.of_state(self._sandboxes), place.directory
+            ),
             runtime=runtime.name,
             guest=place.title,
             network="none",

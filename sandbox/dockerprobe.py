@@ -82,7 +82,8 @@ def _identity(info: Info) -> Row:
         name="identity",
         verdict=Verdict.WARN,
         detail="plain: the sandbox's processes are host uid 0, each in a user namespace of its own",
-        mend='"userns-remap": "default" in daemon.json; policies that ask for rootless need it',
+        mend="userns-remap, which policies that ask for rootless need: deploy/docker/README.md "
+        "says what else it changes",
     )
 
 

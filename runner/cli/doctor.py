@@ -59,6 +59,7 @@ def _rows(backend: str, isolation: Isolation) -> Iterator[Row]:
         yield Row(name="policy", verdict=Verdict.OK, detail=f"{used} ({source})")
     except RunnerError as error:
         yield failed("configuration", error)
+        return  # what is configured is not known, and nothing else is to be tried
     try:
         home.prepare()
         yield _room(home)

@@ -3,12 +3,15 @@
 import json
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from runner.events import Stage
+from runner.cancel import Cancellation
+from runner.errors import Cancelled
+from runner.events import Event, Observed, Stage
 from tests.support.hosts import Person, read_until, write_context
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.registry]
@@ -101,4 +104,23 @@ def test_gc_leaves_a_build_that_runs_alone(person: Person, context: Path) -> Non
         assert person.run("gc").stderr == f"{'gc':<10} 0 removed\n"
         process.communicate(timeout=60)
     assert process.returncode == 0
+    person.assert_nothing_left()
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("whoever listened is gone"), None])
+def test_what_goes_wrong_between_launch_and_build_leaves_no_sandbox(
+    person: Person, context: Path, fault: Exception | None
+) -> None:
+    """Whatever is raised there, nobody waits for the sandbox any more."""
+    cancellation = Cancellation()
+
+    def interfere(event: Event) -> None:
+        if isinstance(event, Observed):
+            cancellation.cancel()
+            if fault is not None:
+                raise fault
+
+    with pytest.raises(RuntimeError if fault is not None else Cancelled):
+        person.submit(context, listen=interfere, cancellation=cancellation)
+    assert [each.name for each in threading.enumerate() if each.name.startswith("sandbox")] == []
     person.assert_nothing_left()

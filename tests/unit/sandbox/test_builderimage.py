@@ -102,7 +102,7 @@ def test_an_image_is_named_by_its_digest() -> None:
 def imported(spoken: SpokenEngine, spec: SandboxSpec) -> list[Asked]:
     """What arrived, where the image was asked for."""
     with spoken.client() as client:
-        assert builder_image(client, spec, LABELS) == image_name(spec.root_digest)
+        assert builder_image(client, spec, LABELS, spec.root.parent) == image_name(spec.root_digest)
     return spoken.saw("POST /images/create")
 
 
