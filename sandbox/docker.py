@@ -119,6 +119,7 @@ class DockerBackend:
     def offer(self) -> Offer:
         try:
             info = self.info()
+            rootless = info.root_uid != 0
         except IsolationUnavailable as error:
             return Offer(refused=dict.fromkeys(Isolation, error), rootless=False)
         refused = {}
@@ -127,7 +128,7 @@ class DockerBackend:
                 self.runtime(info, isolation)
             except IsolationUnavailable as error:
                 refused[isolation] = error
-        return Offer(refused=refused, rootless=info.root_uid != 0)
+        return Offer(refused=refused, rootless=rootless)
 
     def runtime(self, info: Info, isolation: Isolation) -> "Registered":
         """What the engine has for ``isolation``.
@@ -138,7 +139,8 @@ class DockerBackend:
         """
         if lost := [name for name, kept in info.limits.items() if not kept]:
             raise IsolationUnavailable(
-                f"the engine cannot limit {', '.join(lost)}", advice="docs/docker.md"
+                f"the engine cannot limit {', '.join(lost)}",
+                advice="Boot the host with control groups that can: runner doctor --backend docker",
             )
         if info.has("rootless"):
             raise IsolationUnavailable("a rootless engine is not supported", advice=_REGISTER)
