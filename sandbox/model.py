@@ -15,6 +15,8 @@ GATEWAY_SOCKET = "gateway.sock"
 OUTLET_SOCKET = "outlet.sock"
 GATEWAY_PORT = 5000
 """On the sandbox's own loopback, where the first process forwards to the gateway's socket."""
+FILES_LIMIT = 1_048_576
+"""buildah sets RLIMIT_NOFILE to this and fails where it may not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

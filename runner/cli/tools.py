@@ -14,11 +14,11 @@ from runner import settings
 from runner.files import Home
 from runner.registry.auth import DockerConfig
 from runner.tools import OnDemand, Tools
-from sandbox.local import LocalBackend
+from sandbox.local.backend import LocalBackend
 from sandbox.model import Backend
 
 if TYPE_CHECKING:
-    from sandbox.docker import DockerBackend
+    from sandbox.docker.backend import DockerBackend
 
 OPERATOR_POLICY = Path("/etc/runner/policy.yaml")
 
@@ -36,7 +36,7 @@ def local_backend(home: Home, loaded: settings.Settings) -> LocalBackend:
 
 def docker_backend(home: Home, loaded: settings.Settings) -> "DockerBackend":
     """The docker backend, as configured."""
-    from sandbox.docker import DockerBackend, Runtimes  # noqa: PLC0415 - the SDK is dear
+    from sandbox.docker.backend import DockerBackend, Runtimes  # noqa: PLC0415 - the SDK is dear
 
     docker = loaded.docker
     runtimes = Runtimes(

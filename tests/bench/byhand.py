@@ -16,11 +16,12 @@ from pathlib import Path
 
 from runner.gateway.registry import REPOSITORY
 from runner.stores.rootfs import remove_tree
-from sandbox import containers, dockerplace
-from sandbox.builderimage import image_name
-from sandbox.containers import Container
-from sandbox.dockerplace import DockerPlace
-from sandbox.engine import Attached, Engine
+from sandbox.docker import containers
+from sandbox.docker import place as dockerplace
+from sandbox.docker.containers import Container
+from sandbox.docker.engine import Attached, Engine
+from sandbox.docker.image import image_name
+from sandbox.docker.place import DockerPlace
 from sandbox.model import GATEWAY_SOCKET, Backend, Place, Sandbox, SandboxSpec
 from tests.bench import registry
 from tests.support.backends import WatchedBackend

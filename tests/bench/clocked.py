@@ -12,9 +12,10 @@ from unittest import mock
 from runner import pipeline, state
 from runner.registry import dial
 from runner.stores.rootfs import RootfsStore
-from sandbox import local, processes, runsc
-from sandbox.local import LocalBackend
-from sandbox.localplace import LocalPlace
+from sandbox import processes, runsc
+from sandbox.local import backend as local
+from sandbox.local.backend import LocalBackend
+from sandbox.local.place import LocalPlace
 from sandbox.place import HostPlace
 from sandbox.supervise import SupervisedSandbox
 

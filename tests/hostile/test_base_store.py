@@ -24,7 +24,7 @@ from runner.registry.auth import Credentials, DockerConfig
 from runner.request import BuildRequest, BuildResult, Provided
 from runner.stores.unpacked import UnpackedStore
 from runner.verify import StagedImage
-from sandbox import localplace as places
+from sandbox.local import place as places
 from tests.support.hosts import Person, read_until, write_context
 from tests.support.images import make_image, tar_of
 from tests.support.push import layers_of, push

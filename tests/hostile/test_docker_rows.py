@@ -21,9 +21,9 @@ from runner.cancel import Cancellation
 from runner.errors import Cancelled, RunnerError
 from runner.events import Event, Output, Stage, StageStarted
 from runner.settings import Settings
-from sandbox import containers
-from sandbox.containers import NAME_LABEL
-from sandbox.dockerplace import of_state
+from sandbox.docker import containers
+from sandbox.docker.containers import NAME_LABEL
+from sandbox.docker.place import of_state
 from tests.support.engine import RealEngine
 from tests.support.hosts import STRANGER, Person, output_of, read_until, write_context
 from tests.support.toolbox import install_as_buildah, toolbox_tar
@@ -81,7 +81,7 @@ def support(name: str) -> str:
 # -- rows 15, 25, 28: what a sandbox is given is not its to change ---------------------------------
 
 
-# Defence: ``volume`` in sandbox.containers: ``_guest`` as a bind mount was writable.
+# Defence: ``volume`` in sandbox.docker.containers: ``_guest`` as a bind mount was writable.
 @BOTH_DOORS
 def test_row_25_root_of_the_sandbox_changes_nothing_that_the_host_gave_it(
     attack: Attack, runtime: str
@@ -155,7 +155,7 @@ def neighbours(engine: RealEngine, place: Path) -> Iterator[list[str]]:
             client.remove_network("theirs")
 
 
-# Defences: ``_capabilities`` and ``driver.mtu`` in sandbox.containers, each for its own half.
+# Defences: ``_capabilities`` and ``driver.mtu`` in sandbox.docker.containers, each for its half.
 def test_row_8_a_builder_that_is_root_of_its_kernel_finds_nobody_but_the_relay(
     attack: Attack, engine: RealEngine, place: Path
 ) -> None:
@@ -183,7 +183,7 @@ def test_row_8_a_builder_that_is_root_of_its_kernel_finds_nobody_but_the_relay(
     assert addresses == []
 
 
-# Defence: ``_RELAY_BYTES`` in sandbox.containers, which is enough for ``FORWARD_CONNECTIONS``.
+# Defence: ``_RELAY_BYTES`` in sandbox.docker.containers: enough for ``FORWARD_CONNECTIONS``.
 def test_row_20_a_relay_that_is_flooded_still_serves_when_the_flood_is_over(
     attack: Attack,
 ) -> None:
@@ -276,7 +276,7 @@ def test_row_22_a_build_that_is_cancelled_while_it_starts_leaves_nothing(
 # -- row 18: what users write ----------------------------------------------------------------------
 
 
-# Defence: sandbox.containers takes nothing of the plan but environment, uid and places to write.
+# Defence: sandbox.docker.containers takes of the plan environment, uid and places to write only.
 def test_row_18_nothing_that_a_user_wrote_is_in_what_the_engine_is_asked_for(
     docker_person: Person, engine: RealEngine, place: Path, tools_base: str
 ) -> None:
@@ -316,7 +316,7 @@ def test_row_18_nothing_that_a_user_wrote_is_in_what_the_engine_is_asked_for(
 # -- rows 22, 33: other users, and other state directories -----------------------------------------
 
 
-# Defence: ``directory.chmod(0o700)`` in sandbox.dockerplace.reserve.
+# Defence: ``directory.chmod(0o700)`` in sandbox.docker.place.reserve.
 def test_row_33_no_other_user_of_the_host_sees_a_sandboxs_files(
     docker_person: Person, place: Path, tools_base: str
 ) -> None:
@@ -347,7 +347,7 @@ def test_row_33_no_other_user_of_the_host_sees_a_sandboxs_files(
     assert len(theirs.splitlines()) == 1, theirs  # its name; nothing that is in it
 
 
-# Defence: ``of_state`` and ``_is_place`` in sandbox.dockerplace.
+# Defence: ``of_state`` and ``_is_place`` in sandbox.docker.place.
 def test_row_22_gc_takes_what_is_ours_whatever_it_is_called_and_nothing_else(
     docker_person: Person, engine: RealEngine, place: Path
 ) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from runner.errors import EngineLost, EngineUnavailable, RunnerError, SandboxFailed
 from runner.terminal import clean
-from sandbox import engine as engines
-from sandbox.engine import Engine
+from sandbox.docker import engine as engines
+from sandbox.docker.engine import Engine
 
 # The SDK forgets the connection by which it got no sound answer.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -134,7 +134,7 @@ def test_row_21_a_version_that_is_none_is_no_engine(liar: Liar, version: Any) ->
     assert len(str(raised.value)) < 1000
 
 
-# Defence: ``_shown`` in sandbox.engine, and ``clean`` where it is printed.
+# Defence: ``_shown`` in sandbox.docker.engine, and ``clean`` where it is printed.
 @pytest.mark.parametrize("status", [400, 404, 409, 500])
 def test_row_16_what_a_runtime_says_is_short_and_moves_no_cursor(liar: Liar, status: int) -> None:
     said = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\n\x00" + "runtime" * 1_000_000

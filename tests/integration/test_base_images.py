@@ -18,7 +18,7 @@ from runner.request import Provided
 from runner.settings import Settings
 from runner.stores.unpacked import UnpackedStore
 from runner.verify import StagedImage
-from sandbox.local import LocalBackend
+from sandbox.local.backend import LocalBackend
 from tests.support.hosts import Built, Person, write_context
 from tests.support.images import MemoryBlobs, entry, make_image, tar_of
 from tests.support.push import layers_of, manifest_of, push

@@ -33,9 +33,9 @@ from runner.errors import (
     TimeExceeded,
 )
 from runner.events import Event, Observed, Output, StageStarted
-from sandbox.builderimage import image_name
-from sandbox.containers import NAME_LABEL
-from sandbox.dockerplace import of_state
+from sandbox.docker.containers import NAME_LABEL
+from sandbox.docker.image import image_name
+from sandbox.docker.place import of_state
 from tests.support.engine import REMAPPED, RealEngine, remapping, running_engine
 from tests.support.hosts import Built, Person, read_until, registry_lines, write_context
 from tests.support.toolbox import toolbox_tar

@@ -20,7 +20,7 @@ import pytest
 
 from runner.settings import DockerSettings, Settings
 from sandbox import processes
-from sandbox.engine import Engine
+from sandbox.docker.engine import Engine
 from sandbox.errors import EngineUnavailable
 from tests.support.hosts import REPOSITORY
 

@@ -27,8 +27,8 @@ from runner.tools import Tools
 from sandbox import processes
 from sandbox.cgroups import MOUNT
 from sandbox.cleaning import clean
-from sandbox.dockerplace import of_state
-from sandbox.engine import Engine
+from sandbox.docker.engine import Engine
+from sandbox.docker.place import of_state
 from sandbox.locks import abandoned
 
 REPOSITORY = Path(__file__).parent.parent.parent

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from sandbox.engine import Engine
+from sandbox.docker.engine import Engine
 
 STARTED_SECONDS = 10
 VERSION = {"ApiVersion": "1.41"}

@@ -12,7 +12,7 @@ from runner.cli.tools import backends
 from runner.errors import EngineUnavailable, SandboxFailed
 from runner.files import Home
 from runner.settings import DockerSettings, Settings
-from sandbox.containers import DIGEST_LABEL, NAME_LABEL
+from sandbox.docker.containers import DIGEST_LABEL, NAME_LABEL
 from tests.support.spoken import SpokenEngine, speaking
 
 DIGEST = hashlib.sha256(b"root").hexdigest()

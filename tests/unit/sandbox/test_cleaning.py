@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.cleaning import clean
-from sandbox.docker import DockerBackend, Runtimes
+from sandbox.docker.backend import DockerBackend, Runtimes
 from sandbox.errors import EngineUnavailable, SandboxFailed
 from sandbox.model import Backend
 from tests.support.spoken import SpokenEngine, speaking
@@ -64,7 +64,7 @@ def test_a_place_that_nobody_got_as_far_as_naming_is_a_local_one_without_the_sdk
 ) -> None:
     script = (
         "import sys; from pathlib import Path; from sandbox.cleaning import clean\n"
-        "from sandbox.local import LocalBackend\n"
+        "from sandbox.local.backend import LocalBackend\n"
         "local = LocalBackend(Path('/'), runsc_name='runsc', uids=range(1))\n"
         "clean(Path(sys.argv[1]), {'local': local}); assert 'docker' not in sys.modules"
     )

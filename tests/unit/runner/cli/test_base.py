@@ -17,8 +17,8 @@ from runner.pull import LayoutSource
 from runner.registry.image import OCI_MANIFEST, Descriptor
 from runner.stores.blobs import BlobStore
 from runner.stores.unpacked import Checked, Identity, Unpacked, UnpackedStore
-from sandbox.local import LocalBackend
-from sandbox.localprobe import _base_images
+from sandbox.local.backend import LocalBackend
+from sandbox.local.probe import _base_images
 from sandbox.rows import Verdict
 from tests.support.erofs import erofs
 

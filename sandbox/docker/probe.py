@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from policies.errors import RunnerError
 from policies.model import Isolation
-from sandbox.docker import DockerBackend, Registered
-from sandbox.engine import Info
+from sandbox.docker.backend import DockerBackend, Registered
+from sandbox.docker.engine import Info
 from sandbox.rows import Row, Verdict, failed
 from sandbox.smoke import PROBE_DIGEST, smoke
 
@@ -32,7 +32,8 @@ def probe(backend: DockerBackend, isolation: Isolation) -> Iterator[Row]:
     yield _limits(info)
     yield _identity(info)
     if isolation is Isolation.KATA:
-        from sandbox import kata, kata_host  # noqa: PLC0415 - only who wants it needs it
+        from sandbox.kata import host as kata_host  # noqa: PLC0415 - only who wants it needs it
+        from sandbox.kata import preflight as kata  # noqa: PLC0415 - only who wants it needs it
 
         yield from kata.preflight(
             kata_host.ThisHost(),

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from policies.model import Isolation
-from sandbox import docker
 from sandbox.cgroups import Group
-from sandbox.containers import Container
-from sandbox.docker import DockerBackend, DockerMachine, Registered, Runtimes
-from sandbox.dockerplace import DockerPlace
-from sandbox.engine import Info, Runtime
+from sandbox.docker import backend as docker
+from sandbox.docker import machine as machines
+from sandbox.docker.backend import DockerBackend, Registered, Runtimes
+from sandbox.docker.containers import Container
+from sandbox.docker.engine import Info, Runtime
+from sandbox.docker.machine import DockerMachine
+from sandbox.docker.place import DockerPlace
 from sandbox.errors import (
     EngineLost,
     EngineUnavailable,
@@ -344,8 +346,8 @@ def test_its_group_is_read_from_the_first_look_on_and_what_was_seen_stays(
         (group.directories[0] / name).write_text(text)
     monkeypatch.setattr(Group, "of", lambda pid: group if pid == 7 else None)
     shows(spoken, Pid=7, Running=True)
-    machine.look()
-    machine.look()
+    machine.processes()
+    machine.processes()
     assert machine.sample() is None  # the kernel keeps them
     for name in seen:  # as the engine removes the group
         (group.directories[0] / name).unlink()
@@ -356,7 +358,7 @@ def test_its_group_is_read_from_the_first_look_on_and_what_was_seen_stays(
 
 def test_somebody_removed_it(machine: DockerMachine, spoken: SpokenEngine) -> None:
     spoken.says("GET /containers/c/json", {"message": "no such container"}, status=404)
-    for ask in (machine.look, machine.reap):
+    for ask in (machine.processes, machine.reap):
         with pytest.raises(SandboxFailed, match="somebody removed"):
             ask()
 
@@ -382,7 +384,7 @@ def test_an_engine_that_went_away_while_it_ran_is_lost(
 def test_an_engine_that_does_not_say_how_it_ended_is_lost(
     spoken: SpokenEngine, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(docker, "_REAP_SECONDS", 0.01)
+    monkeypatch.setattr(machines, "_REAP_SECONDS", 0.01)
     spoken.answers["POST /containers/c/wait"] = Answer(200, {"StatusCode": 0}, delay_seconds=0.5)
     machine = request.getfixturevalue("machine")
     with pytest.raises(EngineLost, match="does not say how"):
@@ -392,7 +394,7 @@ def test_an_engine_that_does_not_say_how_it_ended_is_lost(
 
 @pytest.mark.parametrize("isolation", Isolation)
 def test_every_limit_says_who_keeps_it(isolation: Isolation) -> None:
-    found = docker._enforced(isolation)
+    found = machines._enforced(isolation)
     assert found.keys() == {"memory_bytes", "cpu_millis", "pids", "disk_bytes"}
     assert found["pids"].startswith("not enforced") is (isolation is Isolation.KATA)
     assert found["disk_bytes"].split()[0] == (
@@ -418,5 +420,5 @@ def test_what_is_written_reaches_the_first_process(
 
 
 def test_a_process_of_another_pid_namespace_is_no_evidence() -> None:
-    assert docker._host_view(os.getpid(), "no-such-container") == []
-    assert docker._host_view(2**22 + 1, "c") == []
+    assert machines._host_view(os.getpid(), "no-such-container") == []
+    assert machines._host_view(2**22 + 1, "c") == []

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sandbox.kata_host import printable, read
+from sandbox.kata.host import printable, read
 from sandbox.rows import Verdict
 
 _DIRECTORIES = (

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import localplace, processes
+from sandbox import processes
 from sandbox.errors import SandboxFailed
-from sandbox.localplace import reserve
+from sandbox.local import place as localplace
+from sandbox.local.place import reserve
 from sandbox.locks import abandoned
 
 UIDS = range(1_999_000_000, 1_999_000_002)

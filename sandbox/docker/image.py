@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from sandbox.containers import DIGEST_LABEL, REPOSITORY
-from sandbox.engine import Engine
+from sandbox.docker.containers import DIGEST_LABEL, REPOSITORY
+from sandbox.docker.engine import Engine
 from sandbox.errors import SandboxFailed
 from sandbox.model import SandboxSpec
 

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.containers import DIGEST_LABEL, LABEL, NAME_LABEL
-from sandbox.engine import Engine
+from sandbox.docker.containers import DIGEST_LABEL, LABEL, NAME_LABEL
+from sandbox.docker.engine import Engine
 from sandbox.errors import SandboxFailed
 from sandbox.locks import make_locked
 from sandbox.place import HostPlace, remove_files

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import kata, kata_host
 from sandbox.errors import IsolationUnavailable
-from sandbox.kata import NOT_ENFORCED, SHIM, Shim, find_shim, preflight, require_version
-from sandbox.kata_host import ThisHost
+from sandbox.kata import host as kata_host
+from sandbox.kata import preflight as kata
+from sandbox.kata.host import ThisHost
+from sandbox.kata.preflight import NOT_ENFORCED, SHIM, Shim, find_shim, preflight, require_version
 from sandbox.rows import Row, Verdict
 
 GOLANG = (

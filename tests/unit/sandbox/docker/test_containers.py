@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.model import Isolation, Limits
-from sandbox import containers
-from sandbox.containers import Container
-from sandbox.model import SandboxSpec
-from sandbox.oci import FILES_LIMIT
+from sandbox.docker import containers
+from sandbox.docker.containers import Container
+from sandbox.model import FILES_LIMIT, SandboxSpec
 
 CONTAINER = Container(
     image="untrusted-runner/builder:5",

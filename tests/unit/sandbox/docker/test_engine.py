@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import engine as engine_module
-from sandbox.engine import Attached, Engine, Info, Runtime
+from sandbox.docker import engine as engine_module
+from sandbox.docker.engine import Attached, Engine, Info, Runtime
 from sandbox.errors import EngineLost, EngineUnavailable, RuntimeUnknown, SandboxFailed
 from tests.support.spoken import HANG_UP, INFO, Answer, SpokenEngine, frame, speaking
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from sandbox import kata_config
 from sandbox.errors import IsolationUnavailable
-from sandbox.kata_config import Configuration
-from sandbox.kata_host import Host, printable, read, text
+from sandbox.kata import config as kata_config
+from sandbox.kata.config import Configuration
+from sandbox.kata.host import Host, printable, read, text
 from sandbox.rows import Row, Verdict
 
 SHIM = "containerd-shim-kata-v2"

@@ -12,8 +12,7 @@ from typing import Any
 
 from builder.model import DOOR, RUNNER
 from policies.model import Isolation, Limits
-from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, OUTLET_SOCKET, SandboxSpec
-from sandbox.oci import FILES_LIMIT
+from sandbox.model import FILES_LIMIT, GATEWAY_PORT, GATEWAY_SOCKET, OUTLET_SOCKET, SandboxSpec
 
 LABEL = "untrusted-runner"
 """Whose containers and networks these are; its value names the state directory."""

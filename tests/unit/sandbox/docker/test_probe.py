@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from policies.model import Isolation
-from sandbox.docker import DockerBackend, Runtimes
-from sandbox.dockerprobe import ENTRY, probe
+from sandbox.docker.backend import DockerBackend, Runtimes
+from sandbox.docker.probe import ENTRY, probe
 from sandbox.rows import Row, Verdict
 from tests.support.hosts import REPOSITORY
 from tests.support.spoken import INFO, SpokenEngine, speaking

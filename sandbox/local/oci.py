@@ -6,10 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from builder.model import RUNNER
-from sandbox.model import SandboxSpec
-
-FILES_LIMIT = 1_048_576
-"""buildah sets RLIMIT_NOFILE to this and fails where it may not."""
+from sandbox.model import FILES_LIMIT, SandboxSpec
 
 
 def config_json(spec: SandboxSpec, guest: str, images: Mapping[str, str]) -> bytes:

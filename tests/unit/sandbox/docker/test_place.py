@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.containers import DIGEST_LABEL, LABEL, NAME_LABEL
-from sandbox.dockerplace import DockerPlace, clean, labels, of_state, reserve, sweep
+from sandbox.docker.containers import DIGEST_LABEL, LABEL, NAME_LABEL
+from sandbox.docker.place import DockerPlace, clean, labels, of_state, reserve, sweep
 from sandbox.errors import EngineLost, EngineUnavailable, IsolationError, SandboxFailed
 from sandbox.locks import abandoned
 from tests.support.spoken import HANG_UP, SpokenEngine, speaking

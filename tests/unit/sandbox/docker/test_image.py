@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.builderimage import builder_image, image_name, write_tree
-from sandbox.containers import DIGEST_LABEL
+from sandbox.docker.containers import DIGEST_LABEL
+from sandbox.docker.image import builder_image, image_name, write_tree
 from sandbox.errors import SandboxFailed
 from sandbox.model import SandboxSpec
 from tests.support.spoken import Asked, SpokenEngine, speaking

@@ -1,7 +1,7 @@
 import json
 from dataclasses import replace
 
-from sandbox import oci
+from sandbox.local import oci
 from sandbox.model import SandboxSpec
 
 

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from policies.model import Isolation, Limits
-from sandbox import diagnostics, localplace, oci, processes, runsc
+from sandbox import diagnostics, processes, runsc
 from sandbox.canary import Expected, HostKernel, Observation, judge
 from sandbox.cgroups import Group
 from sandbox.errors import IsolationUnavailable, SandboxFailed
-from sandbox.localplace import LocalPlace
+from sandbox.local import oci
+from sandbox.local import place as localplace
+from sandbox.local.place import LocalPlace
 from sandbox.model import Ending, Evidence, Offer, Place, Sandbox, SandboxSpec
 from sandbox.rows import Row
 from sandbox.supervise import Remains, SupervisedSandbox
@@ -70,7 +72,7 @@ class LocalBackend:
         return runsc.find(self._runsc_name).mounts_erofs
 
     def probe(self, isolation: Isolation) -> Iterator[Row]:
-        from sandbox import localprobe  # noqa: PLC0415 - for doctor alone
+        from sandbox.local import probe as localprobe  # noqa: PLC0415 - for doctor alone
 
         return localprobe.probe(self, self._runsc_name, isolation)
 

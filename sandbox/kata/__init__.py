@@ -1,0 +1,1 @@
+"""Kata: what a host needs for it, looked at without starting a guest."""
