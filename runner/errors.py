@@ -23,7 +23,8 @@
     ├── IsolationError                  4  isolation
     │   ├── IsolationUnavailable        4  isolation-unavailable
     │   │   ├── EngineUnavailable       4  engine-unavailable
-    │   │   └── RuntimeUnknown          4  runtime-unknown
+    │   │   ├── RuntimeUnknown          4  runtime-unknown
+    │   │   └── RuntimeTooOld           4  runtime-too-old
     │   ├── IsolationMismatch           4  isolation-mismatch
     │   └── SandboxFailed               4  sandbox-failed
     │       └── EngineLost              4  engine-lost
@@ -68,6 +69,7 @@ from sandbox.errors import (
     IsolationError,
     IsolationMismatch,
     IsolationUnavailable,
+    RuntimeTooOld,
     RuntimeUnknown,
     SandboxFailed,
 )
@@ -116,6 +118,7 @@ __all__ = [
     "RegistryRefused",
     "RegistryUnreachable",
     "RunnerError",
+    "RuntimeTooOld",
     "RuntimeUnknown",
     "SandboxFailed",
     "StageUnknown",

@@ -46,6 +46,12 @@ class RuntimeUnknown(IsolationUnavailable):
     code = "runtime-unknown"
 
 
+class RuntimeTooOld(IsolationUnavailable):
+    """A runtime of a release that was never measured, or that has known holes."""
+
+    code = "runtime-too-old"
+
+
 class EngineLost(SandboxFailed):
     """The container engine went away in the middle of a build, which ended by that."""
 

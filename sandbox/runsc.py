@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.errors import IsolationUnavailable
+from sandbox.errors import IsolationUnavailable, RuntimeTooOld
 
 OLDEST = 20240729
 """Release of the oldest runsc that the sandbox was measured with (Debian 12 backports)."""
@@ -33,15 +33,11 @@ class Runsc:
         return self.release >= _MOUNTS_EROFS
 
 
-class TooOld(IsolationUnavailable):
-    """A runsc before OLDEST."""
-
-
 def find(name: str) -> Runsc:
     """The runsc that ``name`` stands for, on PATH or as a path.
 
     Raises:
-        TooOld: It is.
+        RuntimeTooOld: It is before OLDEST.
         IsolationUnavailable: Absent, or it does not answer.
     """
     found = shutil.which(name)
@@ -59,7 +55,7 @@ def find(name: str) -> Runsc:
     if not first.startswith("runsc version ") or release is None:
         raise IsolationUnavailable(f"{path} does not say which release of runsc it is: {first!r}")
     if int(release[1]) < OLDEST:
-        raise TooOld(
+        raise RuntimeTooOld(
             f"{path} is of {release[1]}; runsc {OLDEST} or newer is needed", advice=_INSTALL
         )
     return Runsc(path, version, int(release[1]))

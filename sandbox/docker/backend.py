@@ -28,6 +28,7 @@ from sandbox.docker.relay import Relay
 from sandbox.errors import (
     EngineUnavailable,
     IsolationUnavailable,
+    RuntimeTooOld,
     RuntimeUnknown,
 )
 from sandbox.model import (
@@ -271,7 +272,7 @@ def _runsc_version(entry: Runtime) -> str:
     """Where it says so to this user; a shim, and a path that only root may start, do not."""
     try:
         return runsc.find(entry.path).version if entry.path else _UNKNOWN
-    except runsc.TooOld:
+    except RuntimeTooOld:
         raise
     except IsolationUnavailable:
         return _UNKNOWN

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from sandbox.errors import IsolationUnavailable
+from sandbox.errors import IsolationUnavailable, RuntimeTooOld
 from sandbox.kata import config as kata_config
 from sandbox.kata.config import Configuration
 from sandbox.kata.host import Host, printable, read, text
@@ -83,14 +83,14 @@ def require_version(shim: Shim, allow_older: bool) -> str:
     """The version as evidence has it; it says so when an older one was allowed.
 
     Raises:
-        IsolationUnavailable: It is older, and that was not allowed.
+        RuntimeTooOld: It is older, and that was not allowed.
     """
     if not shim.older:
         return shim.shown
     oldest = ".".join(map(str, OLDEST))
     if allow_older:
         return f"{shim.shown} (older than {oldest}; allowed by configuration)"
-    raise IsolationUnavailable(
+    raise RuntimeTooOld(
         f"{shim.path} is Kata {shim.shown}; {oldest} or later is needed, "
         "as older ones can be made to mount the host's root into a guest",
         advice=_INSTALL,
