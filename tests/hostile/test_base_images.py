@@ -164,6 +164,7 @@ def test_row_13_an_index_without_the_platform(attack: Attack) -> None:
         attack(image=make_index(("linux", "arm64", None), ("linux", "s390x", None)))
 
 
+@pytest.mark.slow
 def test_row_13_a_configuration_for_another_platform_changes_nothing(attack: Attack) -> None:
     """As under ``docker build``; what is published is for the platform that was asked for."""
     built = attack("echo built", tars=[toolbox_tar()], platform=("linux", "arm64", None))

@@ -202,7 +202,10 @@ def test_two_builds_of_an_unknown_base_share_one_sandbox(
     newcomer.assert_nothing_left()
 
 
-@pytest.mark.parametrize("after_seconds", [0.0, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize(
+    "after_seconds",
+    [0.4, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.8, 1.2))],
+)
 def test_row_22_killed_while_it_unpacks(
     after_seconds: float, newcomer: Person, large: tuple[str, StagedImage], place: Path
 ) -> None:
@@ -281,7 +284,7 @@ def test_an_image_that_is_removed_while_a_build_uses_it_stays_there_for_the_buil
 # -- what is broken --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["cut", "flipped"])
+@pytest.mark.parametrize("change", [pytest.param("cut", marks=pytest.mark.slow), "flipped"])
 def test_a_changed_file_in_the_store_is_not_used(
     change: str,
     newcomer: Person,

@@ -296,7 +296,7 @@ def published(registry: "RealRegistry", built: Built) -> Published:
 # -- the same by every way -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["plain", "special"])
+@pytest.mark.parametrize("which", [pytest.param("plain", marks=pytest.mark.slow), "special"])
 def test_the_tree_is_the_same_by_every_way(
     which: str, way: Way, place: Path, first: dict[str, object], request: pytest.FixtureRequest
 ) -> None:
@@ -340,7 +340,13 @@ def test_the_image_is_the_same_by_every_way(
 
 
 @pytest.mark.parametrize(
-    ("compression", "docker"), [("gzip", True), ("zstd", False), ("", False), ("", True)]
+    ("compression", "docker"),
+    [
+        ("gzip", True),
+        pytest.param("zstd", False, marks=pytest.mark.slow),
+        pytest.param("", False, marks=pytest.mark.slow),
+        pytest.param("", True, marks=pytest.mark.slow),
+    ],
 )
 def test_no_layer_of_the_base_is_uploaded_whatever_it_is_packed_with(
     compression: str, docker: bool, way: Way, place: Path, registry: "RealRegistry"
@@ -450,6 +456,7 @@ def store_of(person: Person) -> UnpackedStore:
     return UnpackedStore(person.home.unpacked)
 
 
+@pytest.mark.slow
 def test_the_seventeenth_image_is_pulled(
     unpacked: Way, registry: "RealRegistry", place: Path, tools_base: str
 ) -> None:

@@ -16,6 +16,8 @@ from tests.support.hosts import Person, read_until, write_context
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.registry]
 
+_ALWAYS = {Stage.RESOLVE, Stage.LAUNCH, Stage.BUILD, Stage.PUBLISH}
+"""`make test-all` kills at the others, too."""
 ENDS_ALONE_SECONDS = 10
 """The first process inside ends when its standard input does, and with it the sandbox."""
 
@@ -52,7 +54,10 @@ def finished(person: Person, context: Path) -> str:
     return build_id
 
 
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize(
+    "stage",
+    [stage if stage in _ALWAYS else pytest.param(stage, marks=pytest.mark.slow) for stage in Stage],
+)
 def test_killed_at_a_stage_nothing_is_left_after_gc(
     person: Person, context: Path, finished: str, stage: Stage
 ) -> None:
