@@ -108,13 +108,14 @@ class ByHand:
             Container(
                 image=image_name(spec.root_digest),
                 runtime=self.runtime,
-                guest=str(place.guest),
+                guest=place.title,
                 network="none",
                 labels=place.labels,
                 apparmor=False,
             ),
         )
         started = time.monotonic()
+        engine.create_volume(place.title, containers.volume(str(place.guest), place.labels))
         container = engine.create("by-hand", asked)
         streams = engine.attach(container)
         watchdog = threading.Timer(SECONDS, streams.close)
