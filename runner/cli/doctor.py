@@ -19,6 +19,7 @@ from runner.cli.tools import (
 from runner.errors import CheckFailed, RunnerError
 from runner.files import Home
 from runner.stores.rootfs import RootfsStore
+from runner.terminal import clean
 from sandbox.rows import Row, Verdict, failed
 
 _ROOM_BYTES = 10 * GIB
@@ -38,9 +39,9 @@ def run(parsed: argparse.Namespace) -> int:
     for row in _rows(parsed.backend, isolation):
         rows.append(row)
         if not parsed.json:
-            print(f"{row.verdict:<5} {row.name:<16} {row.detail}")  # noqa: T201 - the answer
+            print(f"{row.verdict:<5} {row.name:<16} {clean(row.detail)}")  # noqa: T201 - the answer
             if row.mend and row.verdict is not Verdict.OK:
-                print(f"{'':<22} -> {row.mend}")  # noqa: T201 - the answer
+                print(f"{'':<22} -> {clean(row.mend)}")  # noqa: T201 - the answer
     if parsed.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))  # noqa: T201 - the answer
     failed = [row.name for row in rows if row.verdict is Verdict.FAIL]

@@ -69,7 +69,15 @@ def _limits(info: Info) -> Row:
             detail=f"the engine cannot limit {', '.join(missing)}",
             mend="Boot the host with cgroups that can: docs/docker.md",
         )
-    return Row(name="limits", verdict=Verdict.OK, detail=f"{', '.join(info.limits)} by cgroup")
+    detail = f"{', '.join(info.limits)} by cgroup"
+    if not info.swap_limit:
+        return Row(
+            name="limits",
+            verdict=Verdict.WARN,
+            detail=f"{detail}; a build may use the host's swap besides",
+            mend="swapaccount=1 on the kernel's command line, or a host without swap",
+        )
+    return Row(name="limits", verdict=Verdict.OK, detail=f"{detail}, without swap")
 
 
 def _identity(info: Info) -> Row:

@@ -108,6 +108,14 @@ class WhileBuilding:
 WAITS = "RUN echo; echo ready; sleep 300\n"
 
 
+def kill_a_build(person: Person, place: Path, base: str) -> None:
+    """Leaves what a runner leaves that was killed while its build ran."""
+    context = write_context(place / "context", f"FROM {base}\n{WAITS}")
+    with person.start("submit", "--backend", "docker", "--json", context) as process:
+        read_until(process, process.stdout, "echo ready")
+        process.kill()
+
+
 # -- the same build --------------------------------------------------------------------------------
 
 
@@ -238,11 +246,7 @@ def test_an_engine_that_goes_away_ends_the_build_and_gc_cleans_up_when_it_is_bac
 def test_gc_says_that_an_engine_is_down_and_removes_the_rest(
     docker_person: Person, engine: RealEngine, place: Path, tools_base: str
 ) -> None:
-    context = write_context(place / "context", f"FROM {tools_base}\n{WAITS}")
-    process = docker_person.start("submit", "--backend", "docker", "--json", context)
-    with process:
-        read_until(process, process.stdout, "echo ready")
-        process.kill()
+    kill_a_build(docker_person, place, tools_base)
     engine.stop()
     try:
         gc = docker_person.run("gc")
@@ -256,11 +260,7 @@ def test_gc_says_that_an_engine_is_down_and_removes_the_rest(
 def test_a_killed_runners_sandbox_ends_by_itself(
     docker_person: Person, engine: RealEngine, place: Path, tools_base: str
 ) -> None:
-    context = write_context(place / "context", f"FROM {tools_base}\n{WAITS}")
-    process = docker_person.start("submit", "--backend", "docker", "--json", context)
-    with process:
-        read_until(process, process.stdout, "echo ready")
-        process.kill()
+    kill_a_build(docker_person, place, tools_base)
     end = time.monotonic() + 15
     while any(each["State"]["Running"] for each in containers(docker_person, engine)):
         assert time.monotonic() < end, "the container goes on without its runner"

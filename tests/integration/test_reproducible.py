@@ -14,14 +14,14 @@ pytestmark = [pytest.mark.sandbox, pytest.mark.registry]
 DOCKERFILE = """\
 ARG BASE
 FROM ${BASE} AS made
-WORKDIR /work
+WORKDIR /src
 COPY file .
 RUN mkdir -p deep/er && cp file deep/er/copy && ln file linked && ln -s file link
 FROM ${BASE}
 ENV WHEN=never
-COPY --from=made /work /work
+COPY --from=made /src /src
 COPY --chmod=600 file /a/new/directory/
-RUN echo made >/made && chmod 4755 /made && chown 12:34 /work/file && rm /a/new/directory/file
+RUN echo made >/made && chmod 4755 /made && chown 12:34 /src/file && rm /a/new/directory/file
 LABEL org.example.label=x
 CMD ["/bin/true"]
 """

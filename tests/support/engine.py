@@ -166,7 +166,7 @@ def running_engine(directory: Path, *options: str) -> Iterator[RealEngine]:
         pytest.skip("only root can start an engine of its own: run as root too")
     for program in ("dockerd", "runsc", "ip", "unshare", "nsenter"):
         if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: deploy/debian/install-host-tools.sh")
+            pytest.skip(f"{program} is not installed: `make tools` installs it")
     runsc = json.loads((REPOSITORY / "deploy/docker/daemon.json").read_text())["runtimes"]["runsc"]
     runtimes = {
         "runsc": runsc,

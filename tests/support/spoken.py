@@ -29,6 +29,7 @@ INFO: Mapping[str, Any] = {
     "MemoryLimit": True,
     "CpuCfsQuota": True,
     "PidsLimit": True,
+    "SwapLimit": True,
 }
 
 

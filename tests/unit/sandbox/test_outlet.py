@@ -149,7 +149,7 @@ def test_a_connection_that_sends_nothing_does_not_outlast_the_outlet(
 @pytest.mark.root
 def test_another_user_is_not_listened_to(opened: Open, taken: bytearray, tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can listen for somebody else")
+        pytest.skip("only root can listen for somebody else: run as root too")
     outlet = opened(peer_uid=12345)
     with connected(tmp_path) as client, suppress(OSError):
         client.sendall(b"from root")

@@ -56,6 +56,11 @@ def test_limits_that_cannot_be_kept_are_named(spoken: SpokenEngine) -> None:
     assert "memory, pids" in found.detail
 
 
+def test_swap_that_is_not_limited_is_warned_about(spoken: SpokenEngine) -> None:
+    found = row(spoken, "limits", SwapLimit=False)
+    assert (found.verdict, "swap" in found.detail) == (Verdict.WARN, True)
+
+
 def test_host_root_is_warned_about_and_a_range_of_its_own_is_not(spoken: SpokenEngine) -> None:
     assert row(spoken, "identity").verdict is Verdict.WARN
     remapped = {
