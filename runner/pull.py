@@ -22,14 +22,14 @@ from runner.gateway.upstream import Upstream
 from runner.journal import Journal
 from runner.registry.archive import LayoutArchive
 from runner.registry.layout import LayoutClient, LayoutDirectory, LayoutFiles
-from runner.request import BuildRequest, Provided
+from runner.request import BuildRequest
 from runner.state import new_id
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed
 from runner.stores.unpacked import Unpacked, UnpackedStore
 from runner.tools import Tools
 from runner.unpack import Unpacking
-from sandbox.model import Backend
+from sandbox.model import Backend, Provided
 
 _T = TypeVar("_T")
 

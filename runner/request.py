@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 
 from policies.facts import BuildFacts, SourceFacts, TimeFacts
 from policies.model import Decision
 from policies.reference import Digest, ImageReference
 from runner.output import Output
-from sandbox.model import Evidence, Usage
+from sandbox.model import Evidence, Provided, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +54,6 @@ class BuilderUsed:
     name: str
     version: str
     digest: Digest
-
-
-class Provided(StrEnum):
-    """How a base image comes into the build's sandbox."""
-
-    MOUNTED = "mounted"
-    """Unpacked before, mounted read-only."""
-    COPIED = "copied"
-    """Unpacked before, and copied into the sandbox's memory: this runtime or this image cannot
-    be mounted."""
-    PULLED = "pulled"
-    """By the build itself, through the gateway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

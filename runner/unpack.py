@@ -44,11 +44,10 @@ from runner.gateway.upstream import Upstream
 from runner.journal import Journal
 from runner.layers import Special
 from runner.registry.image import LAYER_TYPES, Platform
-from runner.request import Provided
 from runner.stores.rootfs import Installed, missing
 from runner.stores.unpacked import Checked, Identity, Unpacked, UnpackedStore
 from runner.verify import CheckedLayer, StagedImage, verify
-from sandbox.model import Backend, SandboxSpec
+from sandbox.model import Backend, Provided, SandboxSpec
 
 _T = TypeVar("_T")
 
@@ -97,6 +96,7 @@ class Unpacking:
         """
         self._name = name
         self._backend = backend
+        self._best = backend.provides(decision.isolation)
         self._builder = builder
         self._root = root
         self._decision = decision
@@ -130,9 +130,7 @@ class Unpacking:
         """The parts of each resolved image, fetched; None for what is left to the builder."""
         resolved = self._upstream.resolved()
         left = {stage.image for stage in dockerfile.stages if stage.foreign}
-        if self._decision.isolation is Isolation.CONTAINER:
-            # On the host's own kernel unpacking is fast, and in a user namespace no device that
-            # is packed could be made.
+        if self._best is Provided.PULLED:
             left |= set(dockerfile.images)
         named = (image for image in dockerfile.images if image.pulled() in resolved)
         found = {image: self._only_part(image) if image not in left else None for image in named}
@@ -220,7 +218,7 @@ class Unpacking:
         """How it comes into a build's sandbox."""
         # gVisor's EROFS refuses files with extended attributes and loses the numbers of devices:
         # a character device without one is a whiteout, and gone.
-        mounts = self._backend.mounts_images() and unpacked.mountable
+        mounts = self._best is Provided.MOUNTED and unpacked.mountable
         return Provided.MOUNTED if mounts else Provided.COPIED
 
     def _only_part(self, image: ImageReference) -> BaseParts | None:

@@ -6,19 +6,21 @@ builder image can replace, and what the host shows of the sandbox's processes.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from policies.model import Isolation
 from sandbox.errors import IsolationMismatch
-from sandbox.model import Evidence, HostProcess
+from sandbox.model import ClusterView, Evidence, HostProcess, HostView
 from sandbox.processes import APPLICATION, UNREADABLE
 from sandbox.report import ReportInvalid, text, words
 
 _GVISOR_LOG = "Starting gVisor..."
 """First words of gVisor's kernel log, in every release so far."""
+_ADDRESS = re.compile(r"[0-9.]{7,15}:[0-9]{1,5}")
 _LOG_STAMP = re.compile(r"<\d+>\[ *\d+\.\d+\] ")
 
 
@@ -34,6 +36,7 @@ class Observation:
     interfaces: tuple[str, ...]
     images: frozenset[str]
     uid: int
+    reached: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, line: bytes, nonce: str) -> Self:
@@ -56,6 +59,7 @@ class Observation:
                 interfaces=_interfaces(text(found, "net_dev")),
                 images=_images(text(found, "mounts")),
                 uid=int(uid),
+                reached=_addresses(text(found, "reached")) if "reached" in found else (),
             )
         except ValueError as error:
             raise IsolationMismatch(f"the sandbox's canary is not sound: {error}") from None
@@ -65,6 +69,13 @@ def _images(mounts: str) -> frozenset[str]:
     """Where an EROFS image is mounted, by proc_pid_mounts(5)."""
     rows = (line.split(" ") for line in mounts.splitlines())
     return frozenset(row[1] for row in rows if row[2:3] == ["erofs"])
+
+
+def _addresses(lines: str) -> tuple[str, ...]:
+    addresses = lines.split()
+    if not all(map(_ADDRESS.fullmatch, addresses)):
+        raise ReportInvalid("something was reached that is no address")
+    return tuple(addresses)
 
 
 def _interfaces(net_dev: str) -> tuple[str, ...]:
@@ -116,7 +127,7 @@ class Expected:
 
 def judge(
     observation: Observation,
-    processes: Sequence[HostProcess],
+    outside: HostView | ClusterView,
     expected: Expected,
     *,
     runtime: str,
@@ -126,7 +137,7 @@ def judge(
 
     Args:
         observation: From inside.
-        processes: Of the sandbox, as the host shows them.
+        outside: The sandbox from there.
         expected: What it has to be.
         runtime: Which one started it; for the evidence.
         runtime_version: What it says of itself; for the evidence.
@@ -139,23 +150,11 @@ def judge(
         Isolation.GVISOR: _shows_gvisor,
         Isolation.KATA: _shows_a_guest,
     }
-    others = set(observation.interfaces) - {"lo"} - expected.interfaces
     refusals = [
-        *kernels[expected.isolation](observation, processes, expected),
-        *([f"there are network interfaces besides its own: {sorted(others)}"] if others else []),
-        *(
-            [f"it runs as uid {observation.uid} instead of {expected.uid}"]
-            if observation.uid != expected.uid
-            else []
-        ),
-        *(
-            f"its {process.role} {fault}"
-            for process in processes
-            for fault in _faults(process, rootless=expected.rootless)
-        ),
+        *kernels[expected.isolation](observation, expected.host),
+        *_inside(observation, expected),
+        *_outside(outside, expected),
     ]
-    if expected.rootless and not processes:
-        refusals.append("the host shows no process of it")
     if refusals:
         raise IsolationMismatch(f"asked for {expected.isolation}, but {refusals[0]}")
     return Evidence(
@@ -166,68 +165,102 @@ def judge(
         runtime_version=runtime_version,
         interfaces=observation.interfaces,
         inside_uid=observation.uid,
-        processes=tuple(processes),
+        outside=outside,
     )
 
 
-def _shows_gvisor(
-    seen: Observation, processes: Sequence[HostProcess], expected: Expected
-) -> Iterator[str]:
-    roles = {process.role for process in processes}
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _shows_gvisor(seen: Observation, host: HostKernel) -> Iterator[str]:
     if not _is_gvisor(seen):
         yield "the kernel's log is not gVisor's"
-    if expected.host.is_shown_by(seen):
-        yield f"the kernel is the host's ({expected.host.release})"
+    if host.is_shown_by(seen):
+        yield f"the kernel is the host's ({host.release})"
     if seen.is_gvisor_file.strip() not in {"", "1"}:
         yield "/proc/gvisor says that the kernel is another"
+
+
+def _shows_a_guest(seen: Observation, host: HostKernel) -> Iterator[str]:
+    """A virtual machine's own kernel, whatever runtime says that it is one."""
+    if _is_gvisor(seen) or seen.is_gvisor_file.strip():
+        yield "the kernel is gVisor's"
+    if not seen.boot_id:
+        yield "the kernel does not show when it was booted"
+    if host.is_shown_by(seen) or seen.version == host.version:
+        yield f"the kernel is the host's ({host.release})"
+
+
+def _shows_the_host(seen: Observation, host: HostKernel) -> Iterator[str]:
+    if _is_gvisor(seen) or seen.boot_id != host.boot_id:
+        yield "the kernel is not the host's"
+
+
+def _inside(seen: Observation, expected: Expected) -> Iterator[str]:
+    if others := set(seen.interfaces) - {"lo"} - expected.interfaces:
+        yield f"there are network interfaces besides its own: {sorted(others)}"
+    if seen.uid != expected.uid:
+        yield f"it runs as uid {seen.uid} instead of {expected.uid}"
+    if seen.reached:
+        yield f"it reaches what it must not: {', '.join(seen.reached)}"
+
+
+# -- outside -------------------------------------------------------------------------------------
+
+
+def _outside(view: HostView | ClusterView, expected: Expected) -> Iterator[str]:
+    if isinstance(view, ClusterView):
+        if expected.rootless:
+            yield "a cluster does not show whose processes are root on its nodes"
+        return
+    roles = {process.role for process in view.processes}
+    yield from _ROLES[expected.isolation](roles)
+    if not view.processes and (expected.rootless or expected.isolation is Isolation.KATA):
+        yield "the host shows no process of it"
+    for process in view.processes:
+        for fault in _faults(process, expected):
+            yield f"its {process.role} {fault}"
+
+
+def _of_gvisor(roles: AbstractSet[str]) -> Iterator[str]:
     if "sandbox" not in roles:
         yield "the host shows no sandbox process of runsc"
     if "gofer" not in roles:
         yield "the host shows no gofer of runsc"
 
 
-def _shows_a_guest(
-    seen: Observation, processes: Sequence[HostProcess], expected: Expected
-) -> Iterator[str]:
-    """A virtual machine's own kernel, whatever runtime says that it is one."""
-    if _is_gvisor(seen) or seen.is_gvisor_file.strip():
-        yield "the kernel is gVisor's"
-    if not seen.boot_id:
-        yield "the kernel does not show when it was booted"
-    if expected.host.is_shown_by(seen) or seen.version == expected.host.version:
-        yield f"the kernel is the host's ({expected.host.release})"
-    if not processes:
-        yield "the host shows no process of it"
-    if APPLICATION in {process.role for process in processes}:
+def _of_a_guest(roles: AbstractSet[str]) -> Iterator[str]:
+    if APPLICATION in roles:
         yield "the host shows its first process"
 
 
-def _shows_the_host(
-    seen: Observation, processes: Sequence[HostProcess], expected: Expected
-) -> Iterator[str]:
-    if _is_gvisor(seen) or seen.boot_id != expected.host.boot_id:
-        yield "the kernel is not the host's"
-    applications = [process for process in processes if process.role == APPLICATION]
-    if not applications:
+def _of_the_host(roles: AbstractSet[str]) -> Iterator[str]:
+    if APPLICATION not in roles:
         yield "the host does not show its first process"
-    for process in applications:  # nothing but these stands between it and the host's kernel
-        if process.seccomp != _SECCOMP_FILTER:
-            yield "its first process runs without seccomp"
-        if not process.no_new_privileges:
-            yield "its first process may gain new privileges"
+
+
+_ROLES = {
+    Isolation.CONTAINER: _of_the_host,
+    Isolation.GVISOR: _of_gvisor,
+    Isolation.KATA: _of_a_guest,
+}
 
 
 def _is_gvisor(seen: Observation) -> bool:
     return _LOG_STAMP.sub("", seen.log.partition("\n")[0]) == _GVISOR_LOG
 
 
-def _faults(process: HostProcess, *, rootless: bool) -> Iterator[str]:
+def _faults(process: HostProcess, expected: Expected) -> Iterator[str]:
     """What no process of a sandbox may be, each judged for itself."""
     if process.role == UNREADABLE:
         yield "process cannot be looked at"
-    if process.seccomp != _SECCOMP_FILTER and process.role in _FILTERED:
+    # Nothing but these stands between a container's first process and the host's kernel.
+    is_bare = expected.isolation is Isolation.CONTAINER and process.role == APPLICATION
+    if process.seccomp != _SECCOMP_FILTER and (process.role in _FILTERED or is_bare):
         yield "runs without seccomp"
-    if not rootless:
+    if is_bare and not process.no_new_privileges:
+        yield "may gain new privileges"
+    if not expected.rootless:
         return
     if process.uid == 0:
         yield "is host uid 0"

@@ -44,6 +44,18 @@ class SandboxSpec:
     rootless: bool = False
 
 
+class Provided(StrEnum):
+    """How a base image comes into the build's sandbox."""
+
+    MOUNTED = "mounted"
+    """Unpacked before, mounted read-only."""
+    COPIED = "copied"
+    """Unpacked before, and copied into the sandbox's memory: this runtime or this image cannot
+    be mounted."""
+    PULLED = "pulled"
+    """By the build itself, through the gateway."""
+
+
 class Ending(StrEnum):
     """Why a sandbox ended."""
 
@@ -69,6 +81,33 @@ class HostProcess:
     no_new_privileges: bool
 
 
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A sandbox as its host shows it to whoever shares that host."""
+
+    processes: tuple[HostProcess, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    """A sandbox as the API of its cluster shows it: nobody looked at the node itself.
+
+    Attributes:
+        node_kernel: Release of the node's own kernel, as its kubelet reports it.
+        pod: Unique identifier of the pod.
+        runtime_class: That the pod was admitted with; empty for the nodes' default runtime.
+        handler: What the class stands for on the nodes.
+        image: Of the builder, as the kubelet resolved it.
+    """
+
+    node: str
+    node_kernel: str
+    pod: str
+    runtime_class: str
+    handler: str
+    image: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What was observed of the sandbox, inside and outside, before anything untrusted was read.
@@ -83,16 +122,16 @@ class Evidence:
     runtime_version: str
     interfaces: tuple[str, ...]
     inside_uid: int
-    processes: tuple[HostProcess, ...]
+    outside: HostView | ClusterView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What the sandbox used, as far as the host could see it."""
+    """What the sandbox used; None for what nobody could see from outside."""
 
     wall_seconds: float
-    cpu_seconds: float
-    memory_peak_bytes: int
+    cpu_seconds: float | None
+    memory_peak_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,8 +218,8 @@ class Backend(Protocol):
     def reserve(self, build_id: str) -> Place:
         """A place for one sandbox. Raises SandboxFailed where none can be had."""
 
-    def mounts_images(self) -> bool:
-        """Whether its sandboxes can mount the ``images`` of a spec."""
+    def provides(self, isolation: Isolation) -> Provided:
+        """The best way for base images into its sandboxes of ``isolation``."""
 
     def probe(self, isolation: Isolation) -> Iterator[Row]:
         """Looks at all that sandboxes of ``isolation`` need, and tries one. For ``doctor``."""

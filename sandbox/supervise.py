@@ -37,8 +37,8 @@ class Remains:
 
     status: int | None
     ending: Ending | None
-    cpu_seconds: float
-    memory_peak_bytes: int
+    cpu_seconds: float | None
+    memory_peak_bytes: int | None
 
 
 class Machine(Protocol):
@@ -244,7 +244,7 @@ class SupervisedSandbox:
             evidence=self.evidence,
             usage=Usage(
                 wall_seconds=round(time.monotonic() - self._started, 3),
-                cpu_seconds=round(remains.cpu_seconds, 2),
+                cpu_seconds=_rounded(remains.cpu_seconds),
                 memory_peak_bytes=remains.memory_peak_bytes,
             ),
             enforced={
@@ -266,3 +266,7 @@ class SupervisedSandbox:
         self._machine.close()
         if self._outlet is not None:
             self._outlet.close()
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 2)

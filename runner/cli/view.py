@@ -15,6 +15,7 @@ from policies.model import MIB, Decision
 from runner import events
 from runner.events import Event, as_line
 from runner.terminal import Lines, clean
+from sandbox.model import ClusterView, HostView
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -108,12 +109,11 @@ class TextView:
             case events.Provided(image, how):
                 self._say("base", f"{image} is {how}")
             case events.Observed(evidence):
-                uids = sorted({process.uid for process in evidence.processes})
                 self._say(
                     "observed",
                     f"{evidence.isolation}: kernel {evidence.kernel_release} by "
-                    f"{evidence.runtime} {evidence.runtime_version}; host uid "
-                    f"{', '.join(map(str, uids))}; interfaces {', '.join(evidence.interfaces)}",
+                    f"{evidence.runtime} {evidence.runtime_version}; "
+                    f"{_outside(evidence.outside)}; interfaces {', '.join(evidence.interfaces)}",
                 )
             case events.Verified(digest, size, layers):
                 self._say(
@@ -207,3 +207,10 @@ def _bytes(size: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.4g} {unit}"
+
+
+def _outside(view: HostView | ClusterView) -> str:
+    if isinstance(view, ClusterView):
+        return f"node {view.node}, pod {view.pod}"
+    uids = sorted({process.uid for process in view.processes})
+    return f"host uid {', '.join(map(str, uids))}"

@@ -22,7 +22,7 @@ from sandbox.errors import IsolationUnavailable, SandboxFailed
 from sandbox.local import oci
 from sandbox.local import place as localplace
 from sandbox.local.place import LocalPlace
-from sandbox.model import Ending, Evidence, Offer, Place, Sandbox, SandboxSpec
+from sandbox.model import Ending, Evidence, HostView, Offer, Place, Provided, Sandbox, SandboxSpec
 from sandbox.rows import Row
 from sandbox.supervise import Remains, SupervisedSandbox
 
@@ -68,8 +68,10 @@ class LocalBackend:
     def reserve(self, build_id: str) -> LocalPlace:
         return localplace.reserve(self._sandboxes, build_id, self._uids)
 
-    def mounts_images(self) -> bool:
-        return runsc.find(self._runsc_name).mounts_erofs
+    def provides(self, isolation: Isolation) -> Provided:
+        del isolation  # there is one
+        mounts = runsc.find(self._runsc_name).mounts_erofs
+        return Provided.MOUNTED if mounts else Provided.COPIED
 
     def probe(self, isolation: Isolation) -> Iterator[Row]:
         from sandbox.local import probe as localprobe  # noqa: PLC0415 - for doctor alone
@@ -159,7 +161,7 @@ def _accept(
         raise SandboxFailed(f"{runtime.path} did not mount an image at {min(missing)}")
     return judge(
         observation,
-        processes.host_view(machine.pid, runtime.path),
+        HostView(tuple(processes.host_view(machine.pid, runtime.path))),
         Expected(
             isolation=Isolation.GVISOR,
             uid=spec.plan.uid,

@@ -9,7 +9,7 @@ from policies.errors import RunnerError
 from policies.model import Isolation, Limits
 from sandbox import runsc
 from sandbox.cgroups import Group
-from sandbox.model import Backend
+from sandbox.model import Backend, Provided
 from sandbox.rows import Row, Verdict, failed
 from sandbox.smoke import smoke
 
@@ -86,7 +86,7 @@ def _identity() -> Row:
 
 def _base_images(backend: Backend) -> Row:
     try:
-        mounts = backend.mounts_images()
+        mounts = backend.provides(Isolation.GVISOR) is Provided.MOUNTED
     except RunnerError as error:  # its own row says it, too
         return Row(
             name="base images", verdict=Verdict.WARN, detail=error.message, mend=error.advice

@@ -15,8 +15,8 @@ import pytest
 
 from policies.reference import Digest
 from runner.errors import BaseImageInvalid, ImageNotFound, RunnerError
-from runner.request import Provided
 from runner.stores.unpacked import UnpackedStore
+from sandbox.model import Provided
 from tests.support.hosts import Built, Person, write_context
 from tests.support.images import entry, make_image, make_index, tar_of
 from tests.support.push import layers_of, push

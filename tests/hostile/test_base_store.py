@@ -21,10 +21,11 @@ from runner.cancel import Cancellation
 from runner.errors import Cancelled, RunnerError
 from runner.pipeline import submit
 from runner.registry.auth import Credentials, DockerConfig
-from runner.request import BuildRequest, BuildResult, Provided
+from runner.request import BuildRequest, BuildResult
 from runner.stores.unpacked import UnpackedStore
 from runner.verify import StagedImage
 from sandbox.local import place as places
+from sandbox.model import Provided
 from tests.support.hosts import Person, read_until, write_context
 from tests.support.images import make_image, tar_of
 from tests.support.push import layers_of, push

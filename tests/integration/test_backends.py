@@ -13,7 +13,7 @@ from runner.errors import IsolationUnavailable, SandboxFailed
 from runner.pipeline import submit
 from runner.request import BuildRequest, BuildResult
 from sandbox.model import Backend
-from tests.support.backends import StatedBackend, WatchedBackend
+from tests.support.backends import StatedBackend, WatchedBackend, on_host
 from tests.support.hosts import Person, write_context
 
 pytestmark = pytest.mark.sandbox
@@ -88,4 +88,4 @@ def test_who_the_sandbox_is_on_the_host_is_what_policy_wants(
     result = build(person, tmp_path, watched, more=floors)
     (spec,) = watched.specs
     assert spec.rootless
-    assert all(process.uid != 0 for process in result.evidence.processes)
+    assert all(process.uid != 0 for process in on_host(result.evidence))

@@ -14,11 +14,11 @@ from policies.reference import Digest, ImageReference
 from runner.registry.auth import Anonymous
 from runner.registry.client import RegistryClient
 from runner.registry.image import OCI_INDEX, Descriptor
-from runner.request import Provided
 from runner.settings import Settings
 from runner.stores.unpacked import UnpackedStore
 from runner.verify import StagedImage
 from sandbox.local.backend import LocalBackend
+from sandbox.model import Provided
 from tests.support.hosts import Built, Person, write_context
 from tests.support.images import MemoryBlobs, entry, make_image, tar_of
 from tests.support.push import layers_of, manifest_of, push
@@ -205,7 +205,7 @@ def way(request: pytest.FixtureRequest, home: Person, monkeypatch: pytest.Monkey
     if provided is Provided.PULLED:
         monkeypatch.setattr("runner.unpack.MOST_BASES", 0)
     if provided is Provided.COPIED:
-        monkeypatch.setattr(LocalBackend, "mounts_images", lambda _: False)
+        monkeypatch.setattr(LocalBackend, "provides", lambda *_: Provided.COPIED)
     return Way(runsc, person, provided)
 
 

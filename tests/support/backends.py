@@ -6,7 +6,17 @@ from pathlib import Path
 
 from policies.model import Isolation
 from runner.errors import IsolationUnavailable, SandboxFailed
-from sandbox.model import Backend, Offer, Place, Sandbox, SandboxSpec
+from sandbox.model import (
+    Backend,
+    Evidence,
+    HostProcess,
+    HostView,
+    Offer,
+    Place,
+    Provided,
+    Sandbox,
+    SandboxSpec,
+)
 from sandbox.rows import Row
 
 
@@ -42,8 +52,9 @@ class StatedBackend:
     def reserve(self, build_id: str) -> Place:
         raise SandboxFailed(f"{self.name} has no place for {build_id}")
 
-    def mounts_images(self) -> bool:
-        return False
+    def provides(self, isolation: Isolation) -> Provided:
+        del isolation
+        return Provided.PULLED
 
     def launch(
         self,
@@ -82,8 +93,8 @@ class WatchedBackend:
     def reserve(self, build_id: str) -> Place:
         return self.real.reserve(build_id)
 
-    def mounts_images(self) -> bool:
-        return self.real.mounts_images()
+    def provides(self, isolation: Isolation) -> Provided:
+        return self.real.provides(isolation)
 
     def launch(
         self,
@@ -94,3 +105,9 @@ class WatchedBackend:
     ) -> Sandbox:
         self.specs.append(spec)
         return self.real.launch(place, spec, log, collect)
+
+
+def on_host(evidence: Evidence) -> tuple[HostProcess, ...]:
+    """The processes of a sandbox on this host."""
+    assert isinstance(evidence.outside, HostView)
+    return evidence.outside.processes

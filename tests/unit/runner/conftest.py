@@ -8,7 +8,7 @@ from policies.grants import CLOSED, grant
 from policies.model import Decision, Isolation, TraceStep, Trust
 from policies.reference import Digest, ImageReference
 from runner import events
-from sandbox.model import Evidence, HostProcess
+from sandbox.model import Evidence, HostProcess, HostView
 
 HOSTILE = "x\x1b]52;c;eA==\x07\n\u202ey\x9b31m"
 DIGEST = Digest.of(b"x")
@@ -48,7 +48,7 @@ def evidence() -> Evidence:
     return Evidence(
         isolation=Isolation.GVISOR, kernel_release=HOSTILE, kernel_version=HOSTILE,
         runtime="/bin/runsc", runtime_version=HOSTILE, interfaces=("lo", HOSTILE), inside_uid=0,
-        processes=(process,),
+        outside=HostView((process,)),
     )  # fmt: skip
 
 

@@ -37,13 +37,12 @@ from runner.gateway.upstream import Upstream
 from runner.journal import Journal
 from runner.registry.auth import Anonymous
 from runner.registry.image import OCI_INDEX
-from runner.request import Provided
 from runner.settings import Settings
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed
 from runner.stores.unpacked import UnpackedStore
 from runner.unpack import Bases, Unpacking
-from sandbox.model import Ending, Evidence, Offer, Outcome, SandboxSpec, Usage
+from sandbox.model import Ending, Evidence, Offer, Outcome, Provided, SandboxSpec, Usage
 from sandbox.rows import Row
 from tests.support.erofs import erofs
 from tests.support.gateway import FakeRegistry, decision
@@ -127,8 +126,10 @@ class PlayedBackend:
         self.places.append(Place())
         return self.places[-1]
 
-    def mounts_images(self) -> bool:
-        return self.mounts
+    def provides(self, isolation: Isolation) -> Provided:
+        if isolation is Isolation.CONTAINER:
+            return Provided.PULLED
+        return Provided.MOUNTED if self.mounts else Provided.COPIED
 
     def launch(
         self,

@@ -8,7 +8,7 @@ import pytest
 from policies.model import Isolation
 from sandbox.canary import Expected, HostKernel, Observation, judge
 from sandbox.errors import IsolationMismatch
-from sandbox.model import Evidence, HostProcess
+from sandbox.model import Evidence, HostProcess, HostView
 
 SEEN = Observation(
     release="4.4.0",
@@ -39,7 +39,7 @@ def judged(
     processes: tuple[HostProcess, ...] = PROCESSES,
     expected: Expected = STRICT,
 ) -> Evidence:
-    return judge(seen, processes, expected, runtime="/bin/runsc", runtime_version="2024")
+    return judge(seen, HostView(processes), expected, runtime="/bin/runsc", runtime_version="2024")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def judged(
 def test_gvisor_is_accepted_and_kept_as_evidence(changed: dict[str, Any]) -> None:
     evidence = judged(replace(SEEN, **changed))
     assert evidence.isolation is Isolation.GVISOR
-    assert evidence.processes == PROCESSES
+    assert evidence.outside == HostView(PROCESSES)
     assert (evidence.kernel_release, evidence.inside_uid) == ("4.4.0", 0)
 
 
@@ -110,7 +110,7 @@ PLAIN = replace(STRICT, rootless=False)
 
 def test_a_plain_engine_runs_it_as_host_root_and_evidence_says_so() -> None:
     root = tuple(replace(each, uid=0) for each in (SANDBOX, GOFER))
-    assert judged(processes=root, expected=PLAIN).processes == root
+    assert judged(processes=root, expected=PLAIN).outside == HostView(root)
     with pytest.raises(IsolationMismatch, match="sandbox is host uid 0"):
         judged(processes=root)
 

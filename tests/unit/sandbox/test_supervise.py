@@ -17,7 +17,7 @@ from policies.model import Isolation, Limits
 from sandbox import supervise
 from sandbox.canary import Observation
 from sandbox.errors import EngineLost, IsolationMismatch, SandboxFailed
-from sandbox.model import Ending, Evidence, Outcome
+from sandbox.model import Ending, Evidence, HostView, Outcome
 from sandbox.outlet import Outlet
 from sandbox.supervise import Remains, SupervisedSandbox
 
@@ -37,7 +37,7 @@ EVIDENCE = Evidence(
     runtime_version="1",
     interfaces=(),
     inside_uid=0,
-    processes=(),
+    outside=HostView(()),
 )
 ENDED_WELL = Remains(status=0, ending=None, cpu_seconds=1.234, memory_peak_bytes=42)
 LIMITS = Limits(log_bytes=100)

@@ -25,7 +25,7 @@ from sandbox.errors import (
     RuntimeUnknown,
     SandboxFailed,
 )
-from sandbox.model import Ending, SandboxSpec
+from sandbox.model import Ending, Provided, SandboxSpec
 from tests.support.spoken import HANG_UP, INFO, Answer, SpokenEngine, frame, speaking
 
 NETWORKED = {"runc": {"path": "runc"}, "runsc": {"path": "/usr/bin/runsc"}}
@@ -189,8 +189,9 @@ def test_a_kata_that_is_registered_by_a_path_is_asked_for_its_own_version(
         backend.runtime(info(Runtimes={"kata": {"path": str(old)}}), Isolation.KATA)
 
 
-def test_images_are_not_mounted(backend: DockerBackend) -> None:
-    assert backend.mounts_images() is False
+def test_base_images_are_copied_and_pulled_on_the_hosts_kernel(backend: DockerBackend) -> None:
+    assert backend.provides(Isolation.GVISOR) is Provided.COPIED
+    assert backend.provides(Isolation.CONTAINER) is Provided.PULLED
 
 
 # -- places ----------------------------------------------------------------------------------------
