@@ -75,6 +75,14 @@ class Home:
         return self.data / "base"
 
     @property
+    def gateway(self) -> Path:
+        return self.state / "gateway"
+
+    @property
+    def doors(self) -> Path:
+        return self.gateway / "doors"
+
+    @property
     def unpacked(self) -> Path:
         return self.data / "unpacked"
 
@@ -106,7 +114,7 @@ class Home:
             probe = directory / f".writable-{secrets.token_hex(8)}"
             probe.touch()
             probe.unlink()
-        private_ones = (self.builds, self.base_images, self.unpacked)
+        private_ones = (self.builds, self.gateway, self.doors, self.base_images, self.unpacked)
         for directory in (self.builders, self.sandboxes, *private_ones):
             directory.mkdir(exist_ok=True)
         for private in private_ones:

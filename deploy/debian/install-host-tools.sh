@@ -8,7 +8,8 @@
 # mirror is the one that this machine's apt already uses.
 set -eu
 
-[ $# -gt 0 ] || set -- runsc mmdebstrap fakechroot fakeroot docker-registry skopeo python3-venv
+[ $# -gt 0 ] || set -- runsc mmdebstrap fakechroot fakeroot docker-registry skopeo \
+    openssl python3-venv
 runsc_at_least=0.0~20240729
 
 installed() { # PACKAGE

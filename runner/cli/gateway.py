@@ -1,4 +1,4 @@
-"""``runner gateway serve``: the door as a service, or its registry standing alone."""
+"""``runner gateway serve``: the port that pods come to, or the registry standing alone."""
 
 import argparse
 import re
@@ -15,31 +15,23 @@ from runner import settings
 from runner.cli import view
 from runner.errors import UsageError
 from runner.files import Home
-from runner.gateway import alone
+from runner.gateway import alone, identity
 from runner.gateway.http import Server
-from runner.gateway.listen import Secured, SharedDoor, over, plain, tcp, tls
-from runner.gateway.service import Control, Hall, take_descriptors
-from runner.registry.auth import DockerConfig
-from runner.stores.blobs import BlobStore
+from runner.gateway.listen import Secured, over, plain, tcp, tls
+from runner.gateway.service import Service, take_descriptors
 
 NAMESPACES = ("conformance/repo1", "conformance/repo2")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    purpose = "serve sessions that builds open over a control socket"
+    purpose = "lead the sandboxes of a cluster to the builds of this host"
     serve = actions.add_parser("serve", help=purpose, description=purpose.capitalize() + ".")
     serve.add_argument(
         "--listen", metavar="HOST:PORT", default="127.0.0.1:8443", help="[%(default)s]"
     )
-    serve.add_argument("--certificate", type=Path, metavar="FILE", help="PEM, with its chain")
-    serve.add_argument("--key", type=Path, metavar="FILE", help="PEM")
-    serve.add_argument(
-        "--ca", type=Path, metavar="FILE", help="PEM that builders are to trust, if none yet do"
-    )
-    serve.add_argument(
-        "--control", type=Path, metavar="SOCKET", help="[STATE/gateway.sock]; for our user alone"
-    )
+    serve.add_argument("--certificate", type=Path, metavar="FILE", help="PEM [made]")
+    serve.add_argument("--key", type=Path, metavar="FILE", help="PEM [made]")
     serve.add_argument(
         "--standalone", action="store_true", help="a registry for conformance suites, no sessions"
     )
@@ -89,31 +81,30 @@ def _alone(parsed: argparse.Namespace, stack: ExitStack) -> tuple[Callable[[], N
 
 
 def _service(parsed: argparse.Namespace) -> tuple[Callable[[], None], str]:
+    _require_pair(parsed)
     take_descriptors()
-    loaded, home = settings.load(), Home.find()
+    home = Home.find()
     home.prepare()
-    ca = _text(parsed.ca) if parsed.ca is not None else ""
-    listener, secured = _listener(parsed)
-    address, door = _address(listener), SharedDoor(listener, secured)
-    cache = BlobStore(home.base_images)
-    hall = Hall(door, address, ca, loaded, DockerConfig(), cache)
-    path = parsed.control or home.state / "gateway.sock"
+    host, port = _host_and_port(parsed.listen)
     try:
-        control = Control(path, hall)
+        server = identity.shown(home.gateway, parsed.certificate, parsed.key)
     except OSError as error:
-        door.close()
-        raise _usage(f"{path}: {error.strerror}") from None
+        files = parsed.certificate or home.gateway
+        raise _usage(f"{files}: {error.strerror or error}") from None
+    try:
+        listener = tcp(host, port)
+    except OSError as error:
+        raise _usage(f"{parsed.listen}: {error.strerror or error}") from None
+    return Service(listener, server, home.doors).close, _address(listener)
 
-    def close() -> None:
-        control.close()
-        door.close()
 
-    return close, address
+def _require_pair(parsed: argparse.Namespace) -> None:
+    if (parsed.certificate is None) != (parsed.key is None):
+        raise _usage("--certificate and --key belong together")
 
 
 def _listener(parsed: argparse.Namespace) -> tuple[socket.socket, Secured]:
-    if (parsed.certificate is None) != (parsed.key is None):
-        raise _usage("--certificate and --key belong together")
+    _require_pair(parsed)
     if parsed.certificate is None and not _is_loopback(parsed.listen):
         raise _usage("without --certificate and --key only loopback may be listened on")
     try:

@@ -3,7 +3,7 @@
 One thread for both directions. A side that stops sending is told to the other, which may go on
 (half-closed connections); nothing is carried any more to a side that is gone. Between plain sockets
 the kernel moves the bytes through a pipe, in a third of the processor time that reading and writing
-them takes (measured).
+them takes (measured). What has to look at them brings something else to put between.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import fcntl
 import os
 import select
 import socket
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -20,79 +19,45 @@ BUFFER_BYTES = 256 << 10
 PIPE_BYTES = 1 << 20
 """Half the processor time of 256 KiB (measured). The kernel rations pipes by user, 64 MiB for all;
 who has that much gets small ones."""
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 Count = Callable[[int], None]
 
 
-def relay(
-    inside: socket.socket,
-    outside: socket.socket,
-    *,
-    sent: Count,
-    received: Count,
-    idle_seconds: float,
-) -> None:
-    """Returns when both directions have ended; the sockets stay open, and do not block.
+class Between(Protocol):
+    """Holds what was taken from the source and not yet given to the sink.
 
-    Args:
-        inside: One of them.
-        outside: The other.
-        sent: Told of every piece from inside to outside, in bytes, before it is handed on. What
-            it raises ends the relay.
-        received: The same for the other way.
-        idle_seconds: Without a byte in any direction.
-
-    Raises:
-        OSError: A connection broke, or was idle for too long.
+    Attributes:
+        size: Of what is held, in bytes.
+        ended: Whether the source has ended. What is held then is the last.
     """
-    for one in (inside, outside):
-        one.setblocking(False)
-    with contextlib.ExitStack() as stack:
-        ways = []
-        for source, sink, count in ((inside, outside, sent), (outside, inside, received)):
-            is_plain = not isinstance(source, ssl.SSLSocket) and not isinstance(sink, ssl.SSLSocket)
-            between = _Pipe() if is_plain else _Buffer()
-            stack.callback(between.close)
-            ways.append(_Way(source, sink, between, count))
-        while ways:
-            events = _ready(ways, idle_seconds)
-            ways = [way for way in ways if not events[way.sink] & _GONE]
-            for way in [way for way in ways if way.is_ready(events) and not way.step()]:
-                ways.remove(way)
-                if isinstance(way.sink, ssl.SSLSocket):
-                    return  # its shutdown ends both directions
-                way.sink.shutdown(socket.SHUT_WR)
-
-
-class _Between(Protocol):
-    """Holds what was taken from the source and not yet given to the sink."""
 
     size: int
+    ended: bool
 
-    def take(self, source: socket.socket) -> int:
-        """How much there was, when nothing is held; 0 at the end. Raises one of _LATER."""
+    def take(self, source: socket.socket) -> None:
+        """What there is, when nothing is held. Raises BlockingIOError where there is nothing."""
 
     def give(self, sink: socket.socket) -> None:
-        """What the sink takes now. Raises one of _LATER."""
+        """What the sink takes now. Raises BlockingIOError where that is nothing."""
 
     def close(self) -> None: ...
 
 
-class _Pipe:
+class Pipe:
     """Between plain sockets: the bytes stay in the kernel."""
 
     def __init__(self) -> None:
         self.size = 0
+        self.ended = False
         self._end, self._begin = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._begin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
-    def take(self, source: socket.socket) -> int:
+    def take(self, source: socket.socket) -> None:
         self.size = os.splice(source.fileno(), self._begin, PIPE_BYTES, flags=_SPLICE)
-        return self.size
+        self.ended = not self.size
 
     def give(self, sink: socket.socket) -> None:
         self.size -= os.splice(self._end, sink.fileno(), self.size, flags=_SPLICE)
@@ -102,32 +67,56 @@ class _Pipe:
         os.close(self._begin)
 
 
-class _Buffer:
-    """Where one side speaks TLS with us."""
+def pipes() -> tuple[Between, Between]:
+    """There and back. Raises OSError."""
+    there = Pipe()
+    try:
+        return there, Pipe()
+    except OSError:
+        there.close()
+        raise
 
-    def __init__(self) -> None:
-        self.size = 0
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._held = self._buffer[:0]
 
-    def take(self, source: socket.socket) -> int:
-        self.size = source.recv_into(self._buffer)
-        self._held = self._buffer[: self.size]
-        return self.size
+def relay(
+    inside: socket.socket,
+    outside: socket.socket,
+    *,
+    sent: Count,
+    received: Count,
+    idle_seconds: float,
+    between: Callable[[], tuple[Between, Between]] = pipes,
+) -> None:
+    """Returns when both directions have ended; the sockets stay open, and do not block.
 
-    def give(self, sink: socket.socket) -> None:
-        self._held = self._held[sink.send(self._held) :]
-        self.size = len(self._held)
+    Args:
+        inside: One of them.
+        outside: The other.
+        sent: Told of every piece from inside to outside, in bytes as outside gets them, before it
+            is handed on. What it raises ends the relay.
+        received: The same for the other way.
+        idle_seconds: Without a byte in any direction.
+        between: What carries the bytes out and in.
 
-    def close(self) -> None:
-        """Nothing is held open."""
+    Raises:
+        OSError: A connection broke, or was idle for too long.
+    """
+    for one in (inside, outside):
+        one.setblocking(False)
+    outward, inward = between()
+    ways = [_Way(inside, outside, outward, sent), _Way(outside, inside, inward, received)]
+    with contextlib.closing(outward), contextlib.closing(inward):
+        while ways:
+            events = _ready(ways, idle_seconds)
+            ways = [way for way in ways if not events[way.sink] & _GONE]
+            for way in [way for way in ways if way.is_ready(events) and not way.step()]:
+                ways.remove(way)
 
 
 class _Way:
     """One direction. Nothing is read while the sink has not taken what was read before."""
 
     def __init__(
-        self, source: socket.socket, sink: socket.socket, between: _Between, count: Count
+        self, source: socket.socket, sink: socket.socket, between: Between, count: Count
     ) -> None:
         self.source = source
         self.sink = sink
@@ -137,7 +126,7 @@ class _Way:
     @property
     def waits_for(self) -> tuple[socket.socket, int]:
         """The socket that has to be ready for the next step, and for what."""
-        if self._between.size:
+        if self._between.size or self._between.ended:
             return self.sink, select.POLLOUT
         return self.source, select.POLLIN
 
@@ -146,13 +135,28 @@ class _Way:
         return bool(events[one] & (mask | _GONE))
 
     def step(self) -> bool:
-        """Moves what can be moved without waiting; False at the end of the source."""
-        with contextlib.suppress(*_LATER):
-            if not self._between.size:
-                if (size := self._between.take(self.source)) == 0:
-                    return False
-                self._count(size)
+        """Moves what can be moved without waiting; False when nothing more will come."""
+        between = self._between
+        with contextlib.suppress(BlockingIOError):
+            if not between.size and not between.ended:
+                between.take(self.source)
+                self._count(between.size)
+            if between.size and not self._give():
+                return False
+        if is_over := between.ended and not between.size:
+            self.sink.shutdown(socket.SHUT_WR)
+        return not is_over
+
+    def _give(self) -> bool:
+        """Whether the sink is still there."""
+        try:
             self._between.give(self.sink)
+        except (BrokenPipeError, ConnectionResetError):
+            # Whoever closes a Unix socket may have said something before: a registry answers, and
+            # does not wait for the rest of an upload. TCP would have lost that.
+            if self.sink.family != socket.AF_UNIX:
+                raise
+            return False
         return True
 
 
@@ -165,17 +169,7 @@ def _ready(ways: list[_Way], idle_seconds: float) -> dict[socket.socket, int]:
     poll = select.poll()
     for one, mask in wanted.items():
         poll.register(one, mask)
-    # TLS may hold bytes that no poll sees.
-    held = {
-        one
-        for one, mask in wanted.items()
-        if mask & select.POLLIN and isinstance(one, ssl.SSLSocket) and one.pending()
-    }
-    found = dict(poll.poll(0 if held else idle_seconds * 1000))
-    if not found and not held:
+    found = dict(poll.poll(idle_seconds * 1000))
+    if not found:
         raise TimeoutError("idle for too long")
-    return {
-        one: found.get(one.fileno(), 0) | (select.POLLIN if one in held else 0)
-        for way in ways
-        for one in (way.source, way.sink)
-    }
+    return {one: found.get(one.fileno(), 0) for way in ways for one in (way.source, way.sink)}

@@ -86,7 +86,7 @@ class Session:
             note=self._note,
             bounds=EgressBounds(connect_seconds=settings.http.connect_seconds),
         )
-        self._server = door.open(self.token, self._handle, self._failed)
+        self._server = door.open(self._handle, self._failed)
 
     def __enter__(self) -> Self:
         return self

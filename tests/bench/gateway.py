@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from policies.model import EgressRule, Limits, Network
-from runner.gateway.listen import SharedDoor, plain, tcp
+from runner.gateway.http import Handler, Server
+from runner.gateway.listen import Failed, tcp
 from runner.gateway.session import Session
 from runner.registry.auth import Anonymous
 from runner.settings import Settings
@@ -99,6 +100,16 @@ def _blob(path: Path, descriptor: int, offset: int, size: int) -> Blob:
 # -- the sides -----------------------------------------------------------------------------------
 
 
+class Loopback:
+    """A door for clients that know no Unix sockets."""
+
+    def __init__(self) -> None:
+        self.listener = tcp("127.0.0.1", 0)
+
+    def open(self, handler: Handler, failed: Failed) -> Server:
+        return Server(self.listener, handler, peer_uid=None, failed=failed)
+
+
 def serve(directory: Path, sessions: int, origin_port: int) -> int:
     """Opens sessions, says where they listen, and serves until stdin ends."""
     rule = EgressRule(
@@ -106,12 +117,11 @@ def serve(directory: Path, sessions: int, origin_port: int) -> int:
     )
     limits = Limits(egress_bytes=1 << 50)
     decided = decision(network=Network.EGRESS, egress=((rule,),), limits=limits)
-    listener = tcp("127.0.0.1", 0)
-    door = SharedDoor(listener, plain)
-    opened = []
+    opened, places = [], []
     for number in range(sessions):
         home = directory / str(number)
         home.mkdir()
+        door = Loopback()
         session = Session(
             door,
             decided,
@@ -124,12 +134,11 @@ def serve(directory: Path, sessions: int, origin_port: int) -> int:
             fetching=lambda *_: None,
         )
         opened.append(session)
-    host, port = listener.getsockname()
-    print(json.dumps([(session.token, host, port) for session in opened]), flush=True)
+        places.append((session.token, *door.listener.getsockname()))
+    print(json.dumps(places), flush=True)
     sys.stdin.read()
     for session in opened:
         session.close()
-    door.close()
     return 0
 
 

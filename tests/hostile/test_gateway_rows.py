@@ -276,7 +276,7 @@ def test_row_20_ranges_that_ask_for_more_than_there_is(gate: Gate) -> None:
 # Defence: ``Bounds.head_seconds`` and ``body_seconds``.
 def test_row_20_a_peer_that_sends_a_byte_now_and_then(gate: Gate) -> None:
     quick = Bounds(head_seconds=0.3, body_seconds=0.3, idle_seconds=0.3)
-    gate.session._server._bounds = quick  # type: ignore[attr-defined] # a Unix door's server
+    gate.session._server._bounds = quick
     slow = gate.head("PATCH", gate.start(), "Content-Length: 100")
     for begun in (b"", slow[:40], slow + b"x"):
         with connect(gate.path, timeout=5) as peer:

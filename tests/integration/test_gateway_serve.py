@@ -8,19 +8,20 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from policies.model import plain
 from policies.reference import Digest, ImageReference
 from runner.registry.auth import Anonymous
 from runner.registry.client import RegistryClient
 from runner.settings import RegistrySettings, Settings
-from runner.verify import StagedImage, verify
+from runner.verify import verify
+from sandbox.doors import Key
 from tests.support.doors import Client, basic
-from tests.support.gateway import PUSH, connect, decision
+from tests.support.gateway import PUSH, Gate, Gates, decision, statuses
 from tests.support.images import MemoryBlobs, make_image
+from tests.support.port import Pods, everything, forwarding, is_over
 from tests.support.served import Served, certificate, served
 
 if TYPE_CHECKING:
@@ -122,16 +123,16 @@ def test_other_repositories_and_a_login(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--listen", "0.0.0.0:0"),
         ("--standalone", "--listen", "0.0.0.0:0"),
         ("--listen", "127.0.0.1"),
         ("--listen", "127.0.0.1:99999"),
-        ("--listen", "gateway.example:8443"),
+        ("--listen", "192.0.2.1:8443"),
+        ("--standalone", "--listen", "gateway.example:8443"),
         ("--certificate", "/nonexistent"),
         ("--certificate", "/nonexistent", "--key", "/nonexistent"),
         ("--standalone", "--repository", "Upper/Case"),
         ("--standalone", "--login", "/nonexistent"),
-        ("--control", "/nonexistent/at/all.sock"),
+        ("--standalone", "--certificate", "/nonexistent", "--key", "/nonexistent"),
     ],
 )
 def test_what_cannot_be_served_is_said(
@@ -151,128 +152,172 @@ def test_what_cannot_be_served_is_said(
     assert "usage" in capsys.readouterr().err
 
 
-# -- sessions ------------------------------------------------------------------------------------
+# -- leading to doors ----------------------------------------------------------------------------
 
 
-class Builds:
-    """Whoever opens sessions."""
-
-    def __init__(self, control: Path, directory: Path) -> None:
-        self._peer = connect(control)
-        self._lines = self._peer.makefile("rwb")
-        self._directory = directory
-
-    def close(self) -> None:
-        self._lines.close()
-        self._peer.close()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        self._lines.write(json.dumps(request).encode() + b"\n")
-        self._lines.flush()
-        answer = json.loads(self._lines.readline())
-        assert "ok" in answer, answer
-        ok: dict[str, Any] = answer["ok"]
-        return ok
-
-    def open(self, name: str, hosts: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
-        directory = self._directory / name
-        directory.mkdir()
-        document = plain(decision(**fields))
-        return self.ask(do="open", decision=document, hosts=hosts, directory=str(directory))
+@pytest.fixture
+def gates(home: Path) -> Iterator[Gates]:
+    """Sessions of a runner that is not the port's process."""
+    with Gates(home / "builds") as made:
+        yield made
 
 
-def test_skopeo_pushes_into_a_session_over_tls_and_the_image_verifies(
-    layout: tuple[Path, Digest], home: Path, tmp_path: Path
+def pods(running: Served) -> Pods:
+    """What they are given to know the port by."""
+    return Pods(running.address, running.home / "state/runner/gateway/certificate.pem")
+
+
+def key_to(gate: Gate, running: Served) -> Key:
+    return Key.to(gate.path.parent, running.home / "state/runner/gateway/doors")
+
+
+def ask(gate: Gate, key: Key, running: Served, method: str, target: str) -> bytes:
+    """One request of a builder in a pod; all of the answer."""
+    head = gate.head(method, target, "Connection: close")
+    with pods(running).come(key.secret, more=head) as pod:
+        return everything(pod)
+
+
+def test_skopeo_in_a_pod_pushes_into_a_session_and_the_image_verifies(
+    layout: tuple[Path, Digest], home: Path, gates: Gates
 ) -> None:
     directory, digest = layout
-    (home / "certs").mkdir()
-    cert, key = certificate(home / "certs")
-    options = ("--certificate", cert, "--key", key, "--ca", cert)
-    with served(home, *options, "--control", home / "control.sock") as running:
-        builds = Builds(running.control, tmp_path)
-        opened = builds.open("build")
-        assert opened["ca"] == cert.read_text()
-        assert opened["address"] == running.host
-        (tmp_path / "trusted").mkdir()
-        (tmp_path / "trusted/ca.crt").write_text(opened["ca"])
-        skopeo(
-            "copy", "--dest-cert-dir", tmp_path / "trusted", "--dest-creds",
-            f"session:{opened['token']}", f"oci:{directory}",
-            f"docker://{opened['address']}/staged/image:latest",
-        )  # fmt: skip
-        sealed = builds.ask(do="seal", session=opened["session"])
-        assert sealed["root"]["digest"] == digest
-        builds.close()
-    from runner.registry.image import Descriptor
-    from runner.stores.blobs import BlobStore
-
-    root = Descriptor(sealed["root"]["mediaType"], digest, sealed["root"]["size"])
-    image = StagedImage(root, BlobStore(tmp_path / "build/staged"))
+    gate = gates.open()
+    with served(home) as running:
+        key = key_to(gate, running)
+        with forwarding(pods(running), key.secret) as (host, port):
+            skopeo(
+                "copy", "--dest-tls-verify=false", "--dest-creds", f"session:{gate.session.token}",
+                f"oci:{directory}", f"docker://{host}:{port}/staged/image:latest",
+            )  # fmt: skip
+            image = gate.session.seal()
     limits = decision().limits
     verified = verify(image, limits=limits, platform="linux/amd64", claimed=digest)
     assert verified.root.digest == digest
 
 
+def test_a_session_that_is_sealed_hears_nothing_more_through_the_port(
+    home: Path, gates: Gates
+) -> None:
+    gate = gates.open()
+    with served(home) as running:
+        key = key_to(gate, running)
+        assert statuses(ask(gate, key, running, "GET", "/v2/")) == [200]
+        with pods(running).come(key.secret) as pod:
+            pod.sendall(gate.head("POST", f"{PUSH}/blobs/uploads/?digest={Digest.of(b'')}"))
+            assert statuses(pod.recv(1000)) == [201]
+            gate.session.close()
+            assert is_over(pod)
+        with pods(running).come(key.secret) as pod:
+            assert is_over(pod)
+
+
+def test_builds_do_not_reach_each_other_through_one_port(home: Path, gates: Gates) -> None:
+    one, two = gates.open(), gates.open()
+    with served(home) as running:
+        key = key_to(one, running)
+        assert statuses(ask(one, key, running, "GET", "/v2/")) == [200]
+        assert statuses(ask(two, key, running, "GET", "/v2/")) == [401]
+        for name in ("../1/door/gateway", "host", "files", "outlet"):
+            with pods(running).come(key.secret, name) as pod:
+                assert is_over(pod)
+
+
 @pytest.mark.registry
-def test_sessions_pull_through_one_cache_and_have_nothing_else_in_common(
-    registry: "RealRegistry", layout: tuple[Path, Digest], home: Path, tmp_path: Path
+def test_pods_pull_through_one_cache_and_have_nothing_else_in_common(
+    registry: "RealRegistry", layout: tuple[Path, Digest], home: Path, tmp_path: Path, gates: Gates
 ) -> None:
     directory, digest = layout
     base = f"{registry.host}/serve/base"
     skopeo("copy", "--dest-tls-verify=false", f"oci:{directory}", f"docker://{base}:1")
-    (home / "config/runner").mkdir(parents=True)
-    (home / "config/runner/config.toml").write_text(
-        f'[registries."{registry.host}"]\nplain_http = true\nprivate_address = true\n'
+    here = RegistrySettings(plain_http=True, private_address=True)
+    loaded = Settings(registries={registry.host: here})
+    patterns = ((f"{registry.host}/serve/*",), ("other.example/**",))
+    one, two = (
+        gates.open(fake=False, settings=loaded, hosts=(registry.host,), base_images=(allowed,))
+        for allowed in patterns
     )
-    with served(home, "--control", home / "control.sock") as running:
-        builds = Builds(running.control, tmp_path)
-        allowed = {"base_images": ((f"{registry.host}/serve/*",),)}
-        one = builds.open("one", (registry.host,), **allowed)
-        two = builds.open("two", (registry.host,), base_images=(("other.example/**",),))
-        alias = one["aliases"][registry.host]
-        skopeo(
-            "copy", "--src-tls-verify=false", "--src-creds", f"session:{one['token']}",
-            f"docker://{running.host}/{alias}/serve/base:1", f"oci:{tmp_path / 'pulled'}",
-        )  # fmt: skip
+    alias = one.session.aliases[registry.host]
+    with served(home) as running:
+        with forwarding(pods(running), key_to(one, running).secret) as (host, port):
+            skopeo(
+                "copy", "--src-tls-verify=false", "--src-creds", f"session:{one.session.token}",
+                f"docker://{host}:{port}/{alias}/serve/base:1", f"oci:{tmp_path / 'pulled'}",
+            )  # fmt: skip
         assert (tmp_path / "pulled/blobs/sha256" / digest.hex).exists()
-        thief = Client(running.address, basic(f"session:{two['token']}"))
         layer = json.loads((directory / "blobs/sha256" / digest.hex).read_text())["layers"][0]
+        thief = key_to(two, running)
         for target in (
             f"/v2/{alias}/serve/base/manifests/1",
             f"/v2/{alias}/serve/base/blobs/{layer['digest']}",
             f"{PUSH}/blobs/{layer['digest']}",
         ):
-            assert thief.ask("GET", target).status == 404
-        builds.close()
+            assert statuses(ask(two, thief, running, "GET", target)) == [404]
 
 
-def test_a_killed_service_leaves_a_socket_that_the_next_one_takes(
-    home: Path, tmp_path: Path
+def test_a_port_that_was_killed_comes_back_as_the_same_and_ends_no_build(
+    home: Path, gates: Gates
 ) -> None:
-    control = home / "control.sock"
-    with served(home, "--control", control) as running:
-        Builds(running.control, tmp_path).close()
-        running.process.kill()
-        running.process.wait()
-    assert control.exists()
-    with served(home, "--control", control) as running:
-        builds = Builds(running.control, tmp_path)
-        assert builds.open("build")["token"]
-        builds.close()
-    assert not control.exists()
+    gate = gates.open()
+    location = gate.start()
+    with served(home) as running:
+        key = key_to(gate, running)
+        known = pods(running).certificate.read_bytes()
+        with pods(running).come(key.secret, more=gate.head("GET", "/v2/")) as pod:
+            assert statuses(pod.recv(1000)) == [200]
+            running.process.kill()
+            running.process.wait()
+            assert is_over(pod)
+    with served(home) as running:
+        assert pods(running).certificate.read_bytes() == known
+        assert statuses(ask(gate, key, running, "GET", location)) == [204]
+
+
+def test_ports_that_start_at_once_are_the_same_to_pods(home: Path, gates: Gates) -> None:
+    gate = gates.open()
+    with served(home) as one, served(home, log_path=home / "other.log") as two:
+        for running in (one, two):
+            key = key_to(gate, running)
+            assert statuses(ask(gate, key, running, "GET", "/v2/")) == [200]
+
+
+def test_the_operators_own_certificate_is_shown(home: Path, gates: Gates) -> None:
+    gate = gates.open()
+    (home / "certs").mkdir()
+    cert, key = certificate(home / "certs")
+    with served(home, "--certificate", cert, "--key", key) as running:
+        assert pods(running).certificate.read_bytes() == cert.read_bytes()
+        opening = key_to(gate, running)
+        assert statuses(ask(gate, opening, running, "GET", "/v2/")) == [200]
+
+
+def test_another_certificate_is_not_taken_for_the_ports(home: Path) -> None:
+    (home / "certs").mkdir()
+    cert, _ = certificate(home / "certs")
+    with served(home) as running, pytest.raises(ssl.SSLCertVerificationError):
+        Pods(running.address, cert).greet()
+
+
+def test_the_ports_state_is_for_its_own_user_alone(home: Path) -> None:
+    with served(home):
+        state = home / "state/runner/gateway"
+        modes = {path: path.stat().st_mode & 0o777 for path in (state, *state.rglob("*"))}
+        opened = {path.name: mode for path, mode in modes.items() if mode & 0o077}
+    assert opened == {"certificate.pem": 0o644}
+    assert modes[state] == 0o700
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_every_session(number: int, home: Path, tmp_path: Path) -> None:
-    with served(home, "--control", home / "control.sock") as running:
-        builds = Builds(running.control, tmp_path)
-        token = builds.open("build")["token"]
-        client = Client(running.address, basic(f"session:{token}"))
-        with client.connect() as peer:
+def test_a_signal_ends_every_connection_and_no_session(
+    number: int, home: Path, gates: Gates
+) -> None:
+    gate = gates.open()
+    with served(home) as running:
+        key = key_to(gate, running)
+        with pods(running).come(key.secret) as pod:
             target = f"{PUSH}/blobs/uploads/?digest={Digest.of(b'')}"
-            peer.sendall(client.head("POST", target, "Content-Length: 9") + b"x")
+            pod.sendall(gate.head("POST", target, "Content-Length: 9") + b"x")
             running.process.send_signal(number)
-            assert b" 20" not in peer.recv(1000)
+            assert is_over(pod)
         assert running.process.wait(20) == 0
-        builds.close()
-    assert list((home / "data/runner/base/held").iterdir()) == []
+    assert gate.ask("GET", "/v2/").status == 200

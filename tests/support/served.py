@@ -32,15 +32,11 @@ class Served:
         host, _, port = self.host.rpartition(":")
         return host, int(port)
 
-    @property
-    def control(self) -> Path:
-        return self.home / "control.sock"
-
 
 @contextmanager
-def served(home: Path, *options: str | Path) -> Iterator[Served]:
+def served(home: Path, *options: str | Path, log_path: Path | None = None) -> Iterator[Served]:
     """Serves until the end of the block, and ends well."""
-    log_path = home / "gateway.log"
+    log_path = log_path or home / "gateway.log"
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),

@@ -90,8 +90,9 @@ def test_the_directories_are_made_and_builds_are_private(home: Home) -> None:
     home.prepare()
     for directory in (home.builders, home.base_images, home.builds, home.sandboxes):
         assert directory.is_dir()
-    assert home.builds.stat().st_mode & 0o777 == 0o700
-    assert sorted(os.listdir(home.state)) == ["builds", "sandboxes"]
+    for private in (home.builds, home.gateway, home.doors):
+        assert private.stat().st_mode & 0o777 == 0o700
+    assert sorted(os.listdir(home.state)) == ["builds", "gateway", "sandboxes"]
 
 
 def test_a_place_that_cannot_be_made_is_named(home: Home) -> None:

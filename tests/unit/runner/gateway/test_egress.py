@@ -26,7 +26,6 @@ from runner.gateway.egress import LOOKUPS, Egress
 from runner.gateway.forward import EgressBounds
 from runner.gateway.http import Bounds, Server
 from runner.gateway.ledger import Entry
-from runner.gateway.relay import relay
 from tests.support import egress as support
 from tests.support.egress import HOST, OK, Names, Origin, headers_of, hello, rule
 from tests.support.gateway import connect, decision, speak, statuses
@@ -731,47 +730,6 @@ def test_an_idle_tunnel_ends(proxy: Proxy, site: Origin) -> None:
         assert received(peer) == b""
     release.set()
     assert BOUNDS.idle_seconds <= time.monotonic() - begun < BOUNDS.idle_seconds + 2
-
-
-def test_a_door_with_tls_carries_tunnels_too(keys: tuple[Path, Path]) -> None:
-    """What comes and goes over TLS is carried as it is; records that no poll sees are not lost."""
-    size = 3 * MIB
-    client, ours = socket.socketpair()
-    outside, far = socket.socketpair()
-    trust = ssl.create_default_context(cafile=str(keys[0]))
-    counted = [0, 0]
-
-    def count(way: int, size: int) -> None:
-        counted[way] += size
-
-    def serve() -> None:
-        with support.server_side(*keys).wrap_socket(ours, server_side=True) as inside, outside:
-            relay(
-                inside,
-                outside,
-                sent=lambda n: count(0, n),
-                received=lambda n: count(1, n),
-                idle_seconds=5,
-            )
-
-    def echo() -> None:
-        with far:
-            left = size
-            while left and (piece := far.recv(65536)):
-                far.sendall(piece)
-                left -= len(piece)
-
-    threads = [threading.Thread(target=target) for target in (serve, echo)]
-    for thread in threads:
-        thread.start()
-    with trust.wrap_socket(client, server_hostname=HOST) as tls:
-        sender = threading.Thread(target=tls.sendall, args=(b"x" * size,))
-        sender.start()
-        assert len(received(tls)) == size
-        sender.join()
-    for thread in threads:
-        thread.join()
-    assert counted == [size, size]
 
 
 @pytest.mark.parametrize("line", ["Content-Length: 5", "Transfer-Encoding: chunked"])

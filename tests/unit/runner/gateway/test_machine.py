@@ -240,7 +240,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> object:
     with Gates(tmp_path_factory.mktemp("gates")) as gates:
         gate = gates.open()
         quick = Bounds(head_seconds=0.2, body_seconds=0.2, idle_seconds=0.2)
-        gate.session._server._bounds = quick  # type: ignore[attr-defined] # a Unix door's server
+        gate.session._server._bounds = quick
         yield gate
 
 

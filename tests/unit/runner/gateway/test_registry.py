@@ -60,6 +60,16 @@ def test_a_session_answers_to_its_own_token_alone(gates: Gates) -> None:
     assert statuses(speak(gate.path, twice)) == [401]
 
 
+@pytest.mark.parametrize("scheme", ["Basic", "BASIC", "Bearer", "bearer"])
+def test_a_token_may_be_shown_by_a_scheme_in_any_case(scheme: str, gates: Gates) -> None:
+    gate = gates.open(network=Network.EGRESS)
+    is_basic = scheme.lower() == "basic"
+    shown = gate.login.partition(" ")[2] if is_basic else gate.session.token
+    assert gate.ask("GET", "/v2/", headers={"Authorization": f"{scheme} {shown}"}).status == 200
+    proxied = gate.head("GET", "http://a.example/", f"Proxy-Authorization: {scheme} {shown}")
+    assert statuses(speak(gate.path, proxied)) == [403 if is_basic else 407], "no bearers there"
+
+
 def test_another_uid_is_not_heard(gates: Gates) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can make a door for another uid: run as root")
