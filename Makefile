@@ -18,8 +18,8 @@ demo: ## install what is needed, build examples/c-hello inside gVisor, publish i
 
 venv: .venv/installed ## make .venv with runner and its development tools
 
-.venv/installed: pyproject.toml dev.lock hatch_build.py sandbox/guest/init.c
-	deploy/debian/install-host-tools.sh python3-venv gcc libc6-dev
+.venv/installed: pyproject.toml dev.lock hatch_build.py $(wildcard sandbox/guest/*.[ch])
+	deploy/debian/install-host-tools.sh python3-venv gcc libc6-dev libssl-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -65,4 +65,4 @@ soak test-cluster: ## not there yet: said so, and no success
 
 clean: ## remove what was built here; host tools and demo state stay
 	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
-	rm -f sandbox/guest/init
+	rm -f sandbox/guest/init sandbox/guest/init-pod

@@ -1,5 +1,6 @@
-"""Renders what the first process does: the plan that ``guest/init.c`` reads. Pure."""
+"""Renders what the first process does: the plan that ``guest/plan.c`` reads. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from builder.model import DOOR, RUNNER
@@ -8,36 +9,71 @@ from sandbox.model import GATEWAY_PORT, GATEWAY_SOCKET, OUTLET_SOCKET, SandboxSp
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Where the first process finds the host: a path of a Unix socket, or ``ADDRESS:PORT``."""
+    """Where the first process finds the host.
+
+    A way is the path of a Unix socket, ``ADDRESS:PORT``, or ``tls:ADDRESS:PORT/NAME``, where NAME
+    is one of ``host``, ``files``, ``gateway`` and ``outlet``. Only ``init-pod`` knows the last.
+
+    Attributes:
+        host: For the conversation; empty where that is on standard input and output.
+        files: That files come by, below RUNNER; empty where they are there already.
+    """
 
     gateway: str
     outlet: str
+    host: str = ""
+    files: str = ""
 
 
 SOCKETS = Ways(gateway=f"{DOOR}/{GATEWAY_SOCKET}", outlet=f"{DOOR}/{OUTLET_SOCKET}")
 
 
+PATIENCE_SECONDS = 120
+"""Without a connection to the host, until the first process ends by itself. Long enough for the
+host's front to be restarted, or for a runner that was started again to take the build up."""
 _LONGEST_SECONDS = 1 << 30
-_PATIENCE = 2
-"""Times the build's own limit, which is kept from outside: the first process ends by itself then,
-where nobody is left to end it."""
+_TIMES = 2
+"""The build's own limit, which is kept from outside: the first process ends by itself then, where
+nobody is left to end it."""
 
 
-def render(spec: SandboxSpec, nonce: str, ways: Ways = SOCKETS) -> bytes:
+def render(
+    spec: SandboxSpec, nonce: str, ways: Ways = SOCKETS, probes: Sequence[str] = ()
+) -> bytes:
     """NUL-terminated strings, counts before what they count.
+
+    Args:
+        spec: What to run, and its limits.
+        nonce: That the lines of this sandbox are known by.
+        ways: To the host.
+        probes: ``ADDRESS:PORT`` of what nobody inside may reach; the canary tells what was reached.
 
     Raises:
         ValueError: A string holds a NUL.
     """
-    port = GATEWAY_PORT if spec.gateway else 0  # no door
-    seconds = min(_PATIENCE * spec.limits.wall_seconds, _LONGEST_SECONDS)
-    strings = ["1", nonce, str(port), ways.gateway, spec.plan.claim, str(seconds)]
+    strings = [
+        "2",
+        nonce,
+        ways.host,
+        str(GATEWAY_PORT if spec.gateway else 0),  # 0: no door
+        ways.gateway,
+        ways.files,
+        spec.plan.claim,
+        str(min(_TIMES * spec.limits.wall_seconds, _LONGEST_SECONDS)),
+        str(PATIENCE_SECONDS),
+        str(spec.limits.log_bytes),
+        *_counted(probes),
+    ]
     commands = spec.plan.commands
     if spec.plan.output is not None:
         commands += ((f"{RUNNER}/init", "send", spec.plan.output, ways.outlet),)
     strings.append(str(len(commands)))
     for command in commands:
-        strings += [str(len(command)), *command]
+        strings += _counted(command)
     if any("\0" in string for string in strings):
-        raise ValueError("a command holds a NUL")
+        raise ValueError("a string of the plan holds a NUL")
     return b"".join(string.encode("utf-8", "surrogateescape") + b"\0" for string in strings)
+
+
+def _counted(strings: Sequence[str]) -> list[str]:
+    return [str(len(strings)), *strings]
