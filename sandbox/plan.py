@@ -32,6 +32,7 @@ PATIENCE_SECONDS = 120
 """Without a connection to the host, until the first process ends by itself. Long enough for the
 host's front to be restarted, or for a runner that was started again to take the build up."""
 _LONGEST_SECONDS = 1 << 30
+_MOST_LOG_BYTES = 1 << 50
 _TIMES = 2
 """The build's own limit, which is kept from outside: the first process ends by itself then, where
 nobody is left to end it."""
@@ -61,7 +62,7 @@ def render(
         spec.plan.claim,
         str(min(_TIMES * spec.limits.wall_seconds, _LONGEST_SECONDS)),
         str(PATIENCE_SECONDS),
-        str(spec.limits.log_bytes),
+        str(min(spec.limits.log_bytes, _MOST_LOG_BYTES)),
         *_counted(probes),
     ]
     commands = spec.plan.commands

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from builder.model import BuildPlan
 from policies.model import Isolation, Limits
 from sandbox.model import SandboxSpec
+from tests.support.front import Front, Pod, make_certificate
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,19 @@ def spec() -> SandboxSpec:
         root=Path("/store/root"),
         root_digest=f"sha256:{'5' * 64}",
     )
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("front"), "front")
+
+
+@pytest.fixture
+def front(certificate: Path) -> Iterator[Front]:
+    with Front(certificate) as front:
+        yield front
+
+
+@pytest.fixture
+def pod(tmp_path: Path, certificate: Path) -> Pod:
+    return Pod.make(tmp_path / "runner", certificate)
