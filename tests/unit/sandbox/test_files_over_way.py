@@ -67,9 +67,9 @@ def test_files_are_there_before_anything_runs(spec: SandboxSpec, front: Front, p
         shown = b"".join(host.frames()).partition(b"\n\nrunner-exit")[0]
         host.send(b"done\n")
         assert process.wait(SECONDS) == 0
-    assert dict(reversed(line.split("  ")) for line in shown.decode().splitlines()) == {
-        path: hashlib.sha256(data).hexdigest() for path, data in sent.items()
-    }
+    assert sorted(shown.decode().splitlines()) == sorted(
+        f"{hashlib.sha256(data).hexdigest()}  {path}" for path, data in sent.items()
+    )
     modes = {path: (pod.directory / path).stat().st_mode & 0o7777 for path in sent}
     assert set(modes.values()) == {0o644}
     assert (pod.directory / "door/deep/er").stat().st_mode & 0o7777 == 0o755
