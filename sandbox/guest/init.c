@@ -131,10 +131,11 @@ int main(int argc, char **argv)
 
     signal(SIGPIPE, SIG_IGN);
     prepare_tls();
+    /* Always _exit: exit(3) would let OpenSSL tidy up while threads use it. */
     if (argc == 4 && strcmp(argv[1], "send") == 0)
-        return send_file(argv[2], argv[3]);
+        _exit(send_file(argv[2], argv[3]));
     if (argc >= 4 && strcmp(argv[1], "relay") == 0)
-        return relay(argv + 2);
+        _exit(relay(argv + 2));
     if (argc != 2)
         refuse("usage: init PLAN");
     read_plan(&plan, argv[1]);

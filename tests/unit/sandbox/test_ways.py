@@ -85,6 +85,16 @@ def test_one_that_was_signed_with_the_right_one_is_another(
         assert_refused(front, pod, spec, "rejected")
 
 
+def test_who_signed_the_right_one_does_not_matter(
+    spec: SandboxSpec, certificate: Path, tmp_path: Path
+) -> None:
+    child = make_certificate(tmp_path, "child", certificate)
+    with Front(child) as front:
+        pod = Pod.make(tmp_path / "runner", child)
+        with pod.running(lonely(spec, front.way("host"))):
+            front.take("host")
+
+
 def test_older_tls_is_not_spoken(spec: SandboxSpec, pod: Pod, certificate: Path) -> None:
     with Front(certificate, ssl.TLSVersion.TLSv1_2) as front:
         assert_refused(front, pod, spec, "Protocol error")
