@@ -128,6 +128,12 @@ class Spoken:
         self._tls.settimeout(SECONDS)
         return bytes(received)
 
+    def await_gone(self) -> None:
+        """Until the connection itself ended. Raises TimeoutError."""
+        with socket.socket(fileno=os.dup(self._tls.fileno())) as plain:
+            plain.settimeout(SECONDS)
+            assert plain.recv(1) == b""
+
     def break_off(self) -> None:
         """As a front does that is killed, or a network that forgets: no end, a reset."""
         linger = struct.pack("ii", 1, 0)

@@ -210,6 +210,7 @@ def test_a_front_that_lets_it_in_and_turns_it_away_uses_its_patience_up(
     spec: SandboxSpec, front: Front, pod: Pod, *, released: bool
 ) -> None:
     """As one that has forgotten the session: the runner is gone, and the front is not."""
+    began = time.monotonic()
     with pod.running(plan(spec, front, "sleep 60", patience=3)) as process:
         if released:
             front.release().close()
@@ -219,6 +220,7 @@ def test_a_front_that_lets_it_in_and_turns_it_away_uses_its_patience_up(
             except queue.Empty:
                 continue
         assert process.returncode == 125
+    assert time.monotonic() - began < 15
 
 
 def test_it_ends_by_itself_when_twice_the_time_is_over(

@@ -64,6 +64,7 @@ def test_files_are_there_before_anything_runs(spec: SandboxSpec, front: Front, p
         assert process.poll() is None
         files.send(b".\n")
         assert files.everything() == b"ok\n"
+        files.await_gone()
         shown = b"".join(host.frames()).partition(b"\n\nrunner-exit")[0]
         host.send(b"done\n")
         assert process.wait(SECONDS) == 0
