@@ -16,7 +16,10 @@ from tests.support.hosts import REPOSITORY
 pytestmark = [pytest.mark.sandbox, *AS_ROOT]
 
 CLAIMS = REPOSITORY / "tests/unit/sandbox"
-FEW = "nothing_is_lost or end_in_one_direction or no_link or half_handed_out or both_have_ended or before_anything"
+FEW = (
+    "nothing_is_lost or end_in_one_direction or no_link or half_handed_out or both_have_ended "
+    "or before_anything"
+)
 
 
 def hold(state: Path, *arguments: str | Path) -> None:
