@@ -1,5 +1,5 @@
 /* In the place of tls.c and files.c, for sandboxes whose host is on the same machine:
- * without OpenSSL the first process has a fifth of the size, and nothing to attack in it. */
+ * without OpenSSL the first process has a sixth of the size. */
 #include "init.h"
 
 #include <errno.h>
