@@ -1,7 +1,7 @@
 """``deploy/kubernetes`` on a real cluster: what its API lets in, and what runner's token may do.
 
 The plain manifests are applied under names of this test's own and taken away again. No sandbox is
-started: any cluster of Kubernetes 1.30 or newer will do, whatever its nodes can run.
+started: any cluster of Kubernetes 1.34 or newer will do, whatever its nodes can run.
 """
 
 import copy
@@ -32,7 +32,7 @@ FOREIGN = f"{_TAG}-foreign"
 """A RuntimeClass that the cluster has for others."""
 NO_CLUSTER = (
     "KUBECONFIG names no cluster: `kind create cluster --kubeconfig FILE`, or any other of "
-    "Kubernetes 1.30 or newer whose administrator you are, then KUBECONFIG=FILE make test-cluster"
+    "Kubernetes 1.34 or newer whose administrator you are, then KUBECONFIG=FILE make test-cluster"
 )
 IMAGE = "registry.invalid/builder@sha256:" + 64 * "0"
 
@@ -137,7 +137,11 @@ def cluster(admin: Api) -> Iterator[Api]:
         "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": FOREIGN},
         "handler": "runc",
     }  # fmt: skip
-    documents = [bare, foreign, *documents]
+    another = {
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "another", "namespace": BUILDS},
+    }  # fmt: skip
+    documents = [bare, foreign, *documents, another]
     try:
         for document in documents:
             status, answer = admin.apply(document)
@@ -206,7 +210,8 @@ def asked_for() -> Document:
                     "name": "builder",
                     "image": IMAGE,
                     "command": ["/.runner/init", "/run/runner/session/plan"],
-                    "env": [{"name": "PATH", "value": "/usr/bin"}],
+                    "env": [{"name": "PATH", "valueFrom": {
+                        "secretKeyRef": {"name": "ur-one", "key": "env.PATH"}}}],
                     "resources": {"requests": {**bounds}, "limits": {**bounds}},
                     "securityContext": {
                         "privileged": False,
@@ -266,9 +271,9 @@ ONE = "one container, and no other"
 CLASS = "runs under a RuntimeClass of"
 SHARES = "shares no namespace with its node"
 MOUNTS = "mounts emptyDir volumes and the Secret of its own Job"
-WHOLE = "mounts whole volumes, and no devices"
+WHOLE = "mounts whole volumes"
 TOKEN = "no token of the API"
-WRITTEN = "environment is written out"
+WRITTEN = "environment is in its pod and in the Secret of its own Job"
 PRIVILEGES = "is not privileged, and gets no privileges"
 CAPABILITIES = "drops ALL capabilities, and adds some of"
 SECCOMP = "default seccomp profile"
@@ -306,6 +311,9 @@ ATTACKS: list[tuple[str, str, Mapping[str, object]]] = [
     ("its Secret without its Job", MOUNTS, {"metadata.ownerReferences": []}),
     ("its Secret, owned by something else", MOUNTS, {"metadata.ownerReferences.0.kind": "Pod"}),
     ("its Secret, with a Job beside", MOUNTS, {"metadata.ownerReferences.0.controller": False}),
+    ("a pull secret, with a Job of its name", MOUNTS, {
+        "metadata.ownerReferences.0.name": "pull", "spec.volumes.1.secret.secretName": "pull",
+        "c.env": []}),
     ("a ConfigMap", MOUNTS, volume(configMap={"name": "kube-root-ca.crt"})),
     ("a volume of the cluster", MOUNTS, volume(persistentVolumeClaim={"claimName": "c"})),
     ("a volume made for it", MOUNTS, volume(ephemeral={"volumeClaimTemplate": {"spec": {
@@ -318,8 +326,11 @@ ATTACKS: list[tuple[str, str, Mapping[str, object]]] = [
     ("a part of a volume, by a variable", WHOLE, {"c.volumeMounts.0.subPathExpr": "$(PATH)"}),
     ("a service account's token", TOKEN, {"spec.automountServiceAccountToken": True}),
     ("a token by default", TOKEN, {"spec.automountServiceAccountToken": None}),
+    ("another service account", TOKEN, {"spec.serviceAccountName": "another"}),
     ("a Secret as a variable", WRITTEN, {"c.env+": {"name": "S", "valueFrom": {
         "secretKeyRef": {"name": "ur-two", "key": "key"}}}}),
+    ("its node's name as a variable", WRITTEN, {"c.env+": {"name": "S", "valueFrom": {
+        "fieldRef": {"fieldPath": "spec.nodeName"}}}}),
     ("a Secret as all variables", WRITTEN, {"c.envFrom": [{"secretRef": {"name": "ur-two"}}]}),
     ("all privileges", PRIVILEGES, {"c.securityContext": {
         **CONTAINER["securityContext"], "privileged": True, "allowPrivilegeEscalation": True}}),
@@ -348,6 +359,10 @@ ATTACKS: list[tuple[str, str, Mapping[str, object]]] = [
         {"name": "kernel.shm_rmid_forced", "value": "1"}]}),
     ("to be another user of Windows", PROFILES, {
         "spec.securityContext.windowsOptions": {"runAsUserName": "ContainerAdministrator"}}),
+    ("to run on Windows", PRIVILEGES, {
+        "spec.os": {"name": "windows"}, "spec.hostPID": None, "spec.hostIPC": None,
+        "spec.shareProcessNamespace": None, "spec.securityContext": None,
+        "c.securityContext": None}),
     ("a port of the node", PORTS, {"c.ports": [{"containerPort": 80, "hostPort": 80}]}),
     ("a request of the kubelet's", PROBES, {"c.livenessProbe": _ELSEWHERE}),
     ("one when it is ready", PROBES, {"c.readinessProbe": _ELSEWHERE}),
@@ -358,6 +373,8 @@ ATTACKS: list[tuple[str, str, Mapping[str, object]]] = [
     ("huge pages", DEVICES, {"c.resources": {side: {
         **CONTAINER["resources"][side], "hugepages-2Mi": "2Mi"}
         for side in ("limits", "requests")}}),
+    ("huge pages for all of it", DEVICES, {"spec.resources": {side: {"hugepages-2Mi": "2Mi"}
+                                           for side in ("limits", "requests")}}),
     ("a claimed device", DEVICES, {"spec.resourceClaims": [
         {"name": "gpu", "resourceClaimName": "gpu"}]}),
     ("a node of its choice", NODE, {"spec.nodeName": "control-plane"}),
@@ -444,8 +461,10 @@ def test_a_pod_of_before_the_rules_may_still_go(waiting: Api, guarded: Api) -> N
 def waiting(guarded: Api) -> Iterator[Api]:
     """With runner's pod in the API, for which there is no node."""
     pods = f"/api/v1/namespaces/{BUILDS}/pods"
-    document = pod(**{"metadata.ownerReferences": None, "spec.volumes.1": {
-        "name": "session", "emptyDir": {}}})  # fmt: skip
+    document = pod(**{
+        "metadata.ownerReferences": None, "c.env": [],
+        "spec.volumes.1": {"name": "session", "emptyDir": {}},
+    })  # fmt: skip
     status, answer = guarded.ask("POST", pods, document)
     assert status == 201, answer
     yield guarded
