@@ -128,7 +128,7 @@ def admin() -> Api:
 
 
 @pytest.fixture(scope="module")
-def cluster(admin: Api) -> Iterator[Api]:
+def applied(admin: Api) -> Iterator[Api]:
     """With everything of deploy/kubernetes in it, in namespaces of this test's own."""
     documents = manifests()
     bare = next(each for each in documents if each["metadata"]["name"] == BUILDS)
@@ -153,16 +153,16 @@ def cluster(admin: Api) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="module")
-def guarded(cluster: Api) -> Api:
+def guarded(applied: Api) -> Api:
     """The builds' namespace without Pod Security, so that the policy stands alone."""
     labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}
-    status, _ = cluster.ask(
+    status, _ = applied.ask(
         "PATCH", f"/api/v1/namespaces/{BUILDS}", labels, "application/merge-patch+json"
     )
     assert status == 200
     # It is enforced a moment after the API has it.
-    assert until(lambda: submit(cluster, pod(**{"spec.runtimeClassName": None}))[0] == 422)
-    return cluster
+    assert until(lambda: submit(applied, pod(**{"spec.runtimeClassName": None}))[0] == 422)
+    return applied
 
 
 # -- pods ------------------------------------------------------------------------------------------
@@ -570,23 +570,23 @@ def test_what_changes_pods_on_their_way_adds_nothing(
     ],
     ids=str,
 )
-def test_pod_security_stands_alone_as_well(cluster: Api, changes: Mapping[str, object]) -> None:
-    status, message = submit(cluster, pod(**{**changes, "spec.runtimeClassName": None}), BARE)
+def test_pod_security_stands_alone_as_well(applied: Api, changes: Mapping[str, object]) -> None:
+    status, message = submit(applied, pod(**{**changes, "spec.runtimeClassName": None}), BARE)
     assert (status, 'violates PodSecurity "baseline' in message) == (403, True), message
 
 
-def test_baseline_lets_runners_pod_in(cluster: Api) -> None:
-    assert submit(cluster, pod(), BARE) == (201, "")
+def test_baseline_lets_runners_pod_in(applied: Api) -> None:
+    assert submit(applied, pod(), BARE) == (201, "")
 
 
-def test_the_gateways_own_pod_is_restricted(cluster: Api) -> None:
+def test_the_gateways_own_pod_is_restricted(applied: Api) -> None:
     deployment = next(each for each in manifests() if each["kind"] == "Deployment")
     template = deployment["spec"]["template"]
     document = {
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {**template["metadata"], "name": "gateway"}, "spec": template["spec"],
     }  # fmt: skip
-    assert submit(cluster, document, SYSTEM) == (201, "")
+    assert submit(applied, document, SYSTEM) == (201, "")
 
 
 def test_a_sandbox_counts_with_what_its_runtime_needs(guarded: Api) -> None:
@@ -670,27 +670,27 @@ RIGHTS = [
 
 
 @pytest.fixture(scope="module")
-def runner(cluster: Api) -> Api:
+def runner(applied: Api) -> Api:
     """The API as runner's service account has it."""
-    return _identity(cluster, "runner")
+    return _identity(applied, "runner")
 
 
-def _identity(cluster: Api, account: str) -> Api:
+def _identity(applied: Api, account: str) -> Api:
     path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{account}/token"
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
     found: list[Document] = []
 
     def asked() -> bool:
-        status, answer = cluster.ask("POST", path, request)
+        status, answer = applied.ask("POST", path, request)
         found.append(answer)
         return status == 201
 
     assert until(asked)
-    return cluster.as_token(found[-1]["status"]["token"])
+    return applied.as_token(found[-1]["status"]["token"])
 
 
 @pytest.mark.parametrize("right", RIGHTS, ids=str)
-def test_runner_needs_the_verb_and_has_it(cluster: Api, runner: Api, right: Right) -> None:
+def test_runner_needs_the_verb_and_has_it(applied: Api, runner: Api, right: Right) -> None:
     """Each is taken out of its role: only then the request is refused."""
     role = next(
         each for each in manifests()
@@ -702,17 +702,17 @@ def test_runner_needs_the_verb_and_has_it(cluster: Api, runner: Api, right: Righ
     rules[0]["verbs"].remove(right.verb)
     less["rules"] = [rule for rule in less["rules"] if rule["verbs"]]
     assert until(partial(right.is_granted, runner))
-    cluster.apply(less)
+    applied.apply(less)
     try:
         assert until(lambda: not right.is_granted(runner))
     finally:
-        cluster.apply(role)
+        applied.apply(role)
     assert until(partial(right.is_granted, runner))
 
 
-def test_runner_has_no_verb_more(cluster: Api, runner: Api) -> None:
+def test_runner_has_no_verb_more(applied: Api, runner: Api) -> None:
     """What its token may do, without what any service account may: these rights and no others."""
-    nobody = _identity(cluster, "default")
+    nobody = _identity(applied, "default")
     for namespace in (BUILDS, SYSTEM, "default", "kube-system"):
         more = _rules(runner, namespace) - _rules(nobody, namespace)
         assert more == {

@@ -19,6 +19,17 @@ capabilities:
 {{- toJson (uniq $names) }}
 {{- end }}
 
+{{/* What runner writes, and what Kubernetes and Kueue add. */}}
+{{- define "runner.annotations" -}}
+{{- concat (list
+  "cluster-autoscaler.kubernetes.io/safe-to-evict"
+  "kubernetes.io/limit-ranger"
+  "kueue.x-k8s.io/"
+  "linkerd.io/inject"
+  "sidecar.istio.io/inject"
+) .Values.admission.annotations | toJson }}
+{{- end }}
+
 {{/* JSON's strings are strings of TOML as well. GATEWAY_ADDRESS is for the first container of the
 gateway's pod to put in: nobody knows it before the Service is there. */}}
 {{- define "runner.config" -}}
