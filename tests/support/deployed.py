@@ -51,7 +51,7 @@ class Api:
         **query: str,
     ) -> tuple[int, Document]:  # fmt: skip
         headers = {"Content-Type": kind, "Accept": "application/json"}
-        if token := self._settings.api_key.get("authorization"):
+        if token := self._settings.api_key.get("BearerToken"):
             headers["Authorization"] = token
         url = f"{self._settings.host}{path}?{urlencode(query)}"
         data = None if body is None else json.dumps(body)
@@ -63,7 +63,7 @@ class Api:
         settings = client.Configuration(host=self._settings.host)
         settings.ssl_ca_cert = self._settings.ssl_ca_cert
         settings.verify_ssl = self._settings.verify_ssl
-        settings.api_key["authorization"] = f"Bearer {token}"
+        settings.api_key["BearerToken"] = f"Bearer {token}"
         return Api(settings)
 
     def apply(self, document: Document, **query: str) -> tuple[int, Document]:
