@@ -60,7 +60,10 @@ fuzz: venv ## property tests with many more examples
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit -m "not sandbox"
 	$(BIN)/python -m tests.fuzz.fuzz_dockerfile -max_total_time=120
 
-soak test-cluster: ## not there yet: said so, and no success
+test-cluster: tools venv ## the kubernetes backend in the cluster that KUBECONFIG names
+	$(PYTEST) tests/cluster
+
+soak: ## not there yet: said so, and no success
 	@echo "make $@: nothing to run yet; CHANGELOG.md says what this version has" >&2; exit 2
 
 clean: ## remove what was built here; host tools and demo state stay

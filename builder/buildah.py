@@ -40,6 +40,13 @@ RUN_CAPABILITIES = (
 BUILDER_CAPABILITIES = (*RUN_CAPABILITIES, "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE")
 """What buildah and runc need besides, to mount and to enter namespaces."""
 
+APART_CAPABILITIES = ("SETFCAP", "SETGID", "SETUID")
+"""What a user namespace with every id in it takes; all else buildah has in there."""
+
+_APART = {"_CONTAINERS_USERNS_CONFIGURED": "done"}
+"""A namespace that maps each id to itself is taken for none by containers/storage, which then makes
+overlays without userxattr: gVisor of 2026 breaks on those (measured; gvisor#14033, #14073)."""
+
 RECIPE = Recipe(
     suite="trixie",
     # base-files brings the merged /usr; netavark must exist although no network is made.
@@ -146,6 +153,7 @@ class Buildah:
                 **ENVIRONMENT,
                 "REGISTRY_AUTH_FILE": f"{CONFIG}/auth.json",
                 **_proxies(request),
+                **(_APART if request.confined else {}),
             },
             files={
                 # Not the context's own: buildah runs cpp over a name that ends in .in, and would
@@ -154,11 +162,12 @@ class Buildah:
                 "ignore": _ignore(request.ignored),
                 "auth.json": _auth(request),
                 "registries.conf": _registries(request),
-                **_configuration(request.bases, _ulimits(request.isolation)),
+                **_configuration(request.bases, _ulimits(request)),
             },
             writable=WRITABLE,
             uid=self.uid,
-            capabilities=self.capabilities,
+            capabilities=APART_CAPABILITIES if request.confined else self.capabilities,
+            apart=request.confined,
             claim=CLAIM,
         )  # fmt: skip
 
@@ -189,9 +198,10 @@ def _run_isolation(sandbox: Isolation) -> str:
     return "oci" if sandbox is Isolation.GVISOR else "chroot"
 
 
-def _ulimits(sandbox: Isolation) -> tuple[str, ...]:
-    """Of RUN steps. buildah would raise them to 1,048,576, which only gVisor's kernel allows."""
-    return () if sandbox is Isolation.GVISOR else ("nofile=1024:4096", "nproc=1024:1024")
+def _ulimits(request: BuildInput) -> tuple[str, ...]:
+    """Of RUN steps. buildah would raise them to 1,048,576, which few sandboxes allow."""
+    may_raise = request.isolation is Isolation.GVISOR and not request.confined
+    return () if may_raise else ("nofile=1024:4096", "nproc=1024:1024")
 
 
 def _bases(bases: tuple[UnpackedBase, ...]) -> Iterator[tuple[str, ...]]:

@@ -66,6 +66,7 @@ class BuildInput:
         dockerfile: The bytes that were read for facts, so that no builder reads others.
         ignored: Paths of the context that are there and must not be copied.
         isolation: Of the sandbox that it runs in: how RUN steps can be had may depend on it.
+        confined: Whether the sandbox allows no more than Pod Security's level baseline.
         image_format: ``oci`` or ``docker``.
         registry: The one registry authority that the builder sees, ``127.0.0.1:PORT``.
         repository: Where in it to push the result, without a tag.
@@ -91,6 +92,7 @@ class BuildInput:
     proxy: str | None = None
     bases: tuple[UnpackedBase, ...] = ()
     reproducible: bool = False
+    confined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,8 @@ class BuildPlan:
         uid: Of every command, in the sandbox's own kernel.
         capabilities: There alone, without the ``CAP_`` prefix.
         claim: File that holds the digest the builder says it pushed; empty where it pushes nothing.
+        apart: Whether the commands are root of a user namespace of their own inside the sandbox,
+            which is how a builder gets by with few capabilities.
         output: File that is handed out once every command ended well; None for none.
     """
 
@@ -117,6 +121,7 @@ class BuildPlan:
     uid: int
     capabilities: tuple[str, ...]
     claim: str
+    apart: bool = False
     output: str | None = None
 
 

@@ -58,9 +58,9 @@ class Candidates:
 
 
 def candidates(request: BuildRequest, tools: Tools) -> Candidates:
-    """The backend that the request names, or all. Raises UsageError where it is unknown."""
+    """The backend that the request names, or several. Raises UsageError where it is unknown."""
     if request.backend is None:
-        return Candidates(tools.backends, tuple(tools.backends))
+        return Candidates(tools.backends, tools.automatic)
     if request.backend not in tools.backends:
         raise UsageError(
             f"there is no backend {request.backend!r}",

@@ -24,10 +24,23 @@
     │   ├── IsolationUnavailable        4  isolation-unavailable
     │   │   ├── EngineUnavailable       4  engine-unavailable
     │   │   ├── RuntimeUnknown          4  runtime-unknown
-    │   │   └── RuntimeTooOld           4  runtime-too-old
+    │   │   ├── RuntimeTooOld           4  runtime-too-old
+    │   │   ├── ClusterUnreachable      4  cluster-unreachable
+    │   │   ├── ClusterForbidden        4  cluster-forbidden
+    │   │   ├── ClusterQuotaExceeded    4  cluster-quota-exceeded
+    │   │   ├── AdmissionRefused        4  admission-refused
+    │   │   ├── Unschedulable           4  unschedulable
+    │   │   └── TimeInQueue             4  time-in-queue
     │   ├── IsolationMismatch           4  isolation-mismatch
+    │   │   └── NetworkOpen             4  network-open
     │   └── SandboxFailed               4  sandbox-failed
-    │       └── EngineLost              4  engine-lost
+    │       ├── EngineLost              4  engine-lost
+    │       ├── ImagePullFailed         4  image-pull-failed
+    │       └── SandboxLost             4  sandbox-lost
+    │           ├── NodeLost            4  node-lost
+    │           ├── Preempted           4  preempted
+    │           ├── Evicted             4  evicted
+    │           └── PodDeleted          4  pod-deleted
     ├── BuildFailed                     1  build-failed
     ├── CheckFailed                     1  check-failed
     ├── VerificationFailed              5  verification-failed
@@ -64,18 +77,32 @@ from policies.errors import (
     UsageError,
 )
 from sandbox.errors import (
+    AdmissionRefused,
+    ClusterForbidden,
+    ClusterQuotaExceeded,
+    ClusterUnreachable,
     EngineLost,
     EngineUnavailable,
+    Evicted,
+    ImagePullFailed,
     IsolationError,
     IsolationMismatch,
     IsolationUnavailable,
+    NetworkOpen,
+    NodeLost,
+    PodDeleted,
+    Preempted,
     RuntimeTooOld,
     RuntimeUnknown,
     SandboxFailed,
+    SandboxLost,
+    TimeInQueue,
+    Unschedulable,
 )
 
 __all__ = [
     "AddressDenied",
+    "AdmissionRefused",
     "BaseImageCorrupt",
     "BaseImageDenied",
     "BaseImageInvalid",
@@ -87,6 +114,9 @@ __all__ = [
     "BuilderUnknown",
     "Cancelled",
     "CheckFailed",
+    "ClusterForbidden",
+    "ClusterQuotaExceeded",
+    "ClusterUnreachable",
     "ConfigInvalid",
     "ContextInvalid",
     "ContextTooLarge",
@@ -95,8 +125,10 @@ __all__ = [
     "DockerfileMissing",
     "EngineLost",
     "EngineUnavailable",
+    "Evicted",
     "ExitStatus",
     "ImageNotFound",
+    "ImagePullFailed",
     "InternalError",
     "InvalidReference",
     "IsolationError",
@@ -106,11 +138,15 @@ __all__ = [
     "LimitExceeded",
     "LogExceeded",
     "MemoryExceeded",
+    "NetworkOpen",
+    "NodeLost",
     "NothingStaged",
     "OutputInvalid",
     "PidsExceeded",
+    "PodDeleted",
     "PolicyDenied",
     "PolicyInvalid",
+    "Preempted",
     "QuotaExceeded",
     "ReadBackDiffers",
     "RegistryError",
@@ -121,9 +157,12 @@ __all__ = [
     "RuntimeTooOld",
     "RuntimeUnknown",
     "SandboxFailed",
+    "SandboxLost",
     "StageUnknown",
     "StateUnusable",
     "TimeExceeded",
+    "TimeInQueue",
+    "Unschedulable",
     "UsageError",
     "VerificationFailed",
 ]

@@ -99,6 +99,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The sandbox does not begin yet; ``reason`` is what it waits for, as its cluster says it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     message: str
 
@@ -142,6 +149,7 @@ Event = (
     | Observed
     | Output
     | Progress
+    | Waiting
     | Warned
     | Verified
     | Published

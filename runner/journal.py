@@ -21,6 +21,7 @@ class Journal:
         self.timings: dict[str, float] = {}
         self.warnings: list[str] = []
         self.log_tail = LogTail()
+        self._waits_for = ""
         self._cancellation = cancellation
 
     @contextmanager
@@ -40,6 +41,13 @@ class Journal:
             return
         self.warnings.append(message)
         self.emit(events.Warned(message))
+
+    def waiting(self, words: str) -> None:
+        """A sandbox waits for what ``words`` say; told again and again."""
+        self._cancellation.check()
+        if words not in {"", self._waits_for}:
+            self._waits_for = words
+            self.emit(events.Waiting(words))
 
     def output(self, data: bytes) -> None:
         """Takes the build's own output."""

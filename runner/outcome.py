@@ -56,6 +56,9 @@ def require_success(
             f"the sandbox needed more than {limits.memory_bytes >> 20} MiB of memory"
         ),
         Ending.PIDS: PidsExceeded(f"the sandbox started more than {limits.pids} tasks"),
+        Ending.DISK: DiskExceeded(
+            f"the sandbox filled more than {limits.disk_bytes >> 20} MiB of its node"
+        ),
         Ending.LOG: LogExceeded(f"the build wrote more than {limits.log_bytes} bytes of output"),
         Ending.CANCELLED: Cancelled("the build was cancelled"),
         Ending.BROKEN: SandboxFailed(

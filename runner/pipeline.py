@@ -39,6 +39,7 @@ from runner.ready import Parts
 from runner.registry.image import Platform
 from runner.request import BuilderUsed, BuildRequest, BuildResult, StartsFrom
 from runner.state import BuildDirectory
+from runner.stores import podimage
 from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed
 from runner.stores.unpacked import UnpackedStore
@@ -152,14 +153,23 @@ class Build:
                     limits=decision.limits,
                     rootless=decision.grant.rootless,
                     plan=self._plan(
-                        parts.builder, context, session, provided, facts=facts, decision=decision
+                        parts.builder,
+                        context,
+                        session,
+                        provided,
+                        facts=facts,
+                        decision=decision,
+                        confined=backend.confined,
                     ),
                     root=root.root,
                     root_digest=root.digest,
+                    image=podimage.pushed(root),
                     inputs={CONTEXT_NAME: context.tar, **provided.inputs},
                     images=provided.images,
                 )
-                sandbox = backend.launch(place, spec, self._journal.output)
+                sandbox = backend.launch(
+                    place, spec, self._journal.output, waiting=self._journal.waiting
+                )
                 stack.callback(sandbox.abandon)
                 self._directory.write("evidence", sandbox.evidence)
                 self._emit(events.Observed(sandbox.evidence))
@@ -307,6 +317,7 @@ class Build:
         *,
         facts: BuildFacts,
         decision: Decision,
+        confined: bool,
     ) -> BuildPlan:
         request = self._request
         door = f"127.0.0.1:{GATEWAY_PORT}"
@@ -318,6 +329,7 @@ class Build:
                 target=request.target,
                 platform=request.platform,
                 isolation=decision.isolation,
+                confined=confined,
                 image_format=image_format(facts.dockerfile),
                 registry=door,
                 repository=REPOSITORY,

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +73,56 @@ class DockerSettings(Frozen):
     """Take a Kata before 3.31.0, which has known holes; evidence will say so."""
     runc: str = "runc"
     """Likewise for container, which policy has to allow; and for the relay of a network door."""
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) <= _PORTS:
+        raise ValueError("A.B.C.D:PORT")
+    return f"{IPv4Address(host)}:{int(port)}"
+
+
+_PORTS = 65535
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class TolerationSettings(Frozen):
+    """Of a taint that the nodes for builds have."""
+
+    key: str
+    value: str = ""
+    effect: str = ""
+
+
+class KubernetesSettings(Frozen):
+    """The kubernetes backend."""
+
+    gateway: Address | None = None
+    """Where pods find ``runner gateway serve``: address and port of its Service. Absent, nobody
+    builds in a cluster."""
+    repository: str | None = None
+    """Where ``runner builder push`` puts builders, and nodes pull them: ``HOST/PATH``."""
+    kubeconfig: Annotated[str, AfterValidator(_absolute)] | None = None
+    """Absent for the pod's own identity where there is one, else as kubectl finds it."""
+    context: str | None = None
+    namespace: str = "runner-builds"
+    gvisor: str = "gvisor"
+    """Name of the RuntimeClass for gvisor."""
+    kata: str = "kata"
+    container: str = ""
+    """Likewise for container, which policy has to allow; empty for the nodes' default runtime."""
+    forbidden: tuple[Address, ...] = ()
+    """What a pod must not reach, besides the API server and the metadata address: what it does
+    reach of that ends it before it is given anything."""
+    node_selector: Mapping[str, str] = {}
+    tolerations: tuple[TolerationSettings, ...] = ()
+    priority_class: str = ""
+    queue: str = ""
+    """LocalQueue of Kueue."""
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets of the builds' namespace with which nodes pull the builder's image."""
+    pending_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    """For a pod to be scheduled and started."""
 
 
 class HttpLimits(Frozen):
@@ -155,6 +206,7 @@ class Settings(Frozen):
     registries: Mapping[str, RegistrySettings] = {}
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     http: HttpLimits = HttpLimits()
     egress: EgressSettings = EgressSettings()
     base_images: BaseImageSettings = BaseImageSettings()

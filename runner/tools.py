@@ -47,7 +47,7 @@ class Tools:
     """Plain values and the adapters that they need.
 
     Attributes:
-        backends: By name; where a request names none, the first that policy takes is used.
+        backends: By name.
     """
 
     settings: Settings
@@ -56,3 +56,9 @@ class Tools:
     backends: Mapping[str, Backend]
     builders: Mapping[str, Builder]
     credentials: Credentials
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """Names of the backends that are tried in turn where a request names none."""
+        has_cluster = self.settings.kubernetes.gateway is not None
+        return tuple(name for name in self.backends if has_cluster or name != "kubernetes")

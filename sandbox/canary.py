@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from policies.model import Isolation
-from sandbox.errors import IsolationMismatch
+from sandbox.errors import IsolationMismatch, NetworkOpen
 from sandbox.model import ClusterView, Evidence, HostProcess, HostView
 from sandbox.processes import APPLICATION, UNREADABLE
 from sandbox.report import ReportInvalid, text, words
@@ -59,7 +59,7 @@ class Observation:
                 interfaces=_interfaces(text(found, "net_dev")),
                 images=_images(text(found, "mounts")),
                 uid=int(uid),
-                reached=_addresses(text(found, "reached")) if "reached" in found else (),
+                reached=_addresses(text(found, "reached")),
             )
         except ValueError as error:
             raise IsolationMismatch(f"the sandbox's canary is not sound: {error}") from None
@@ -144,6 +144,7 @@ def judge(
 
     Raises:
         IsolationMismatch: Inside or outside, something is not as it should be.
+        NetworkOpen: It reaches what nobody inside may reach.
     """
     kernels = {
         Isolation.CONTAINER: _shows_the_host,
@@ -157,6 +158,8 @@ def judge(
     ]
     if refusals:
         raise IsolationMismatch(f"asked for {expected.isolation}, but {refusals[0]}")
+    if observation.reached:
+        raise NetworkOpen(f"the sandbox reaches {', '.join(observation.reached)}")
     return Evidence(
         isolation=expected.isolation,
         kernel_release=observation.release,
@@ -201,8 +204,6 @@ def _inside(seen: Observation, expected: Expected) -> Iterator[str]:
         yield f"there are network interfaces besides its own: {sorted(others)}"
     if seen.uid != expected.uid:
         yield f"it runs as uid {seen.uid} instead of {expected.uid}"
-    if seen.reached:
-        yield f"it reaches what it must not: {', '.join(seen.reached)}"
 
 
 # -- outside -------------------------------------------------------------------------------------

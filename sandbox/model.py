@@ -26,6 +26,7 @@ class SandboxSpec:
     Attributes:
         root: The builder's root filesystem, already verified.
         root_digest: What it is known by where it is kept in another form.
+        image: What a cluster pulls it as, by digest; empty where it was never pushed.
         inputs: Files of the host by their names below DOOR, there once the canary was accepted.
         images: EROFS images of the host by where they are mounted, read-only.
         gateway: Whether a gateway listens in the place.
@@ -38,6 +39,7 @@ class SandboxSpec:
     plan: BuildPlan
     root: Path
     root_digest: str
+    image: str = ""
     inputs: Mapping[str, Path] = field(default_factory=dict)
     images: Mapping[str, Path] = field(default_factory=dict)
     gateway: bool = True
@@ -63,6 +65,7 @@ class Ending(StrEnum):
     TIME = "time"
     MEMORY = "memory"
     PIDS = "pids"
+    DISK = "disk"
     LOG = "log"
     CANCELLED = "cancelled"
     BROKEN = "broken"
@@ -207,10 +210,20 @@ class Offer:
         return frozenset(Isolation) - self.refused.keys()
 
 
+def unheard(words: str) -> None:
+    """Where nobody wants to know."""
+    del words
+
+
 class Backend(Protocol):
-    """Where sandboxes are launched."""
+    """Where sandboxes are launched.
+
+    Attributes:
+        confined: Whether its sandboxes may have no capability beyond Pod Security's baseline.
+    """
 
     name: str
+    confined: bool
 
     def offer(self) -> Offer:
         """What sandboxes can be had here; cheap, and raises nothing."""
@@ -244,6 +257,7 @@ class Backend(Protocol):
         spec: SandboxSpec,
         log: Callable[[bytes], None],
         collect: Callable[[memoryview], None] | None = None,
+        waiting: Callable[[str], None] = unheard,
     ) -> Sandbox:
         """Starts the sandbox, accepts its canary, and releases the context.
 
@@ -252,6 +266,8 @@ class Backend(Protocol):
             spec: What to start.
             log: Gets the build's raw output in pieces, from another thread.
             collect: Gets the plan's ``output``, at most the limits' ``disk_bytes`` of it, likewise.
+            waiting: Is told again and again what the sandbox still waits for, where that may take
+                long; nothing, while it does not. What it raises ends the launch.
 
         Raises:
             IsolationUnavailable: It cannot be had, whatever was offered.

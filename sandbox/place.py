@@ -87,7 +87,7 @@ class HostPlace:
             raise SandboxFailed(
                 "the sandbox's first process is not part of this installation",
                 advice="Install the wheel (pip install .): building it compiles "
-                "sandbox/guest/init.c.",
+                "the C sources in sandbox/guest.",
             )
         self.write(self.guest / "init", init.read_bytes(), 0o550)
         for name, data in spec.plan.files.items():

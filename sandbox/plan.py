@@ -17,12 +17,14 @@ class Ways:
     Attributes:
         host: For the conversation; empty where that is on standard input and output.
         files: That files come by, below RUNNER; empty where they are there already.
+        init: Where the first process itself is.
     """
 
     gateway: str
     outlet: str
     host: str = ""
     files: str = ""
+    init: str = f"{RUNNER}/init"
 
 
 SOCKETS = Ways(gateway=f"{DOOR}/{GATEWAY_SOCKET}", outlet=f"{DOOR}/{OUTLET_SOCKET}")
@@ -32,7 +34,7 @@ PATIENCE_SECONDS = 120
 """Without a connection to the host, until the first process ends by itself. Long enough for the
 host's front to be restarted, or for a runner that was started again to take the build up."""
 _LONGEST_SECONDS = 1 << 30
-_MOST_LOG_BYTES = 1 << 50
+_MOST_BYTES = 1 << 50
 _TIMES = 2
 """The build's own limit, which is kept from outside: the first process ends by itself then, where
 nobody is left to end it."""
@@ -62,12 +64,14 @@ def render(
         spec.plan.claim,
         str(min(_TIMES * spec.limits.wall_seconds, _LONGEST_SECONDS)),
         str(PATIENCE_SECONDS),
-        str(min(spec.limits.log_bytes, _MOST_LOG_BYTES)),
+        str(min(spec.limits.log_bytes, _MOST_BYTES)),
+        str(min(spec.limits.disk_bytes, _MOST_BYTES) if spec.plan.apart else 0),
+        *_counted(sorted(spec.plan.writable) if spec.plan.apart else ()),
         *_counted(probes),
     ]
     commands = spec.plan.commands
     if spec.plan.output is not None:
-        commands += ((f"{RUNNER}/init", "send", spec.plan.output, ways.outlet),)
+        commands += ((ways.init, "send", spec.plan.output, ways.outlet),)
     strings.append(str(len(commands)))
     for command in commands:
         strings += _counted(command)

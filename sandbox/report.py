@@ -10,7 +10,7 @@ from dataclasses import dataclass
 CANARY_BYTES = 64 << 10
 EXIT_BYTES = 2 << 10
 COMMANDS = 64
-"""In one plan, as ``init.c`` has it."""
+"""In one plan, as ``guest/init.h`` has it."""
 _WORD = re.compile(rb"([a-z_]+)=([A-Za-z0-9]*)")
 _EXIT_MARK = b"\nrunner-exit 1 nonce="
 

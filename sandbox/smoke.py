@@ -2,6 +2,7 @@
 
 import secrets
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from builder.model import RUNNER, BuildPlan
@@ -11,8 +12,14 @@ from sandbox.model import Backend, Ending, SandboxSpec
 from sandbox.rows import Row, Verdict, failed
 
 
-def smoke(backend: Backend, isolation: Isolation) -> Row:
-    """Starts a sandbox whose root has nothing but mount points; judges it, and tries its door."""
+def smoke(backend: Backend, isolation: Isolation, image: str = "") -> Row:
+    """Starts a sandbox whose root has nothing but mount points; judges it, and tries its door.
+
+    Args:
+        backend: To try.
+        isolation: To ask for.
+        image: What a cluster starts instead of that root.
+    """
     with tempfile.TemporaryDirectory(prefix="runner-probe-") as temporary:
         root = Path(temporary) / "root"
         (root / RUNNER.lstrip("/")).mkdir(parents=True)
@@ -22,7 +29,7 @@ def smoke(backend: Backend, isolation: Isolation) -> Row:
         try:
             place = backend.reserve(f"probe-{secrets.token_hex(4)}")
             try:
-                spec = _smoke_spec(root, isolation)
+                spec = replace(_smoke_spec(root, isolation), image=image)
                 sandbox = backend.launch(place, spec, lambda _: None, handed_out.extend)
                 ended = sandbox.wait()
             finally:
@@ -48,7 +55,7 @@ def smoke(backend: Backend, isolation: Isolation) -> Row:
 def _smoke_spec(root: Path, isolation: Isolation) -> SandboxSpec:
     return SandboxSpec(
         isolation=isolation,
-        limits=Limits(wall_seconds=60),
+        limits=Limits(wall_seconds=60, cpu_millis=500, memory_bytes=512 << 20),
         plan=BuildPlan(
             commands=(),
             build_command=0,
@@ -58,7 +65,7 @@ def _smoke_spec(root: Path, isolation: Isolation) -> SandboxSpec:
             uid=0,
             capabilities=(),
             claim="/run/claim",
-            output=f"{RUNNER}/plan",  # anything that is there
+            output="/proc/version",  # anything that is there
         ),
         root=root,
         root_digest=PROBE_DIGEST,

@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 deploy/debian/install-host-tools.sh runsc mmdebstrap fakechroot fakeroot docker-registry skopeo \
-    python3-venv gcc libc6-dev
+    python3-venv gcc libc6-dev libssl-dev
 
 python=$(command -v /usr/bin/python3 || command -v python3)
 
@@ -22,7 +22,8 @@ id "$user" >/dev/null 2>&1 || useradd --system --create-home --home-dir "$home" 
 # A wheel per source: nothing is installed again when nothing has changed.
 sources="pyproject.toml dev.lock hatch_build.py runner sandbox policies builder"
 # shellcheck disable=SC2086  # a list of paths
-version=$(find $sources -type f ! -name '*.pyc' ! -path sandbox/guest/init -exec sha256sum {} + |
+version=$(find $sources -type f ! -name '*.pyc' ! -path 'sandbox/guest/init' \
+    ! -path 'sandbox/guest/init-pod' -exec sha256sum {} + |
     LC_ALL=C sort | sha256sum | cut -c1-16)
 venv=$home/venv-$version
 if [ ! -e "$venv/installed" ]; then

@@ -3,13 +3,15 @@
 import argparse
 import json
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 from policies.model import MIB
-from policies.reference import Digest
+from policies.reference import Digest, ImageReference
+from runner import settings
 from runner.cli import view
 from runner.cli.tools import BUILDERS, assemble
-from runner.errors import BuilderInstallFailed, BuilderUnknown, OutputInvalid
+from runner.errors import BuilderInstallFailed, BuilderUnknown, OutputInvalid, UsageError
 from runner.files import Home
 from runner.stores.rootfs import Installed, RootfsStore, missing
 
@@ -21,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("install", "make a builder's root filesystem"),
         ("export", "write a root filesystem as an OCI archive, for hosts without a registry"),
         ("import", "install what export has written, without any network"),
+        ("push", "put a root filesystem into a registry, as the image that pods run"),
         ("verify", "hash every file of a root filesystem"),
         ("remove", "remove a root filesystem"),
     ):
@@ -63,11 +66,18 @@ def _import_options(action: argparse.ArgumentParser) -> None:
     )
 
 
+def _push_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--to", metavar="HOST/REPO[:TAG]", help="[repository under kubernetes in config.toml]"
+    )
+
+
 _OPTIONS = {
     "list": _list_options,
     "install": _install_options,
     "export": _export_options,
     "import": _import_options,
+    "push": _push_options,
 }
 
 
@@ -84,6 +94,8 @@ def run(parsed: argparse.Namespace) -> int:
         raise BuilderUnknown(f"there is no builder {parsed.builder!a}")
     if parsed.action == "install":
         _install(store, parsed)
+    elif parsed.action == "push":
+        _push(store, parsed)
     elif parsed.action == "export":
         _export(store, parsed)
     elif parsed.action == "verify":
@@ -161,6 +173,28 @@ def _export(store: RootfsStore, parsed: argparse.Namespace) -> None:
         output.path.rename(file)
     view.say("builder", f"{installed.name} {installed.version}, tree {installed.digest}")
     print(digest)  # noqa: T201 - the answer
+
+
+def _push(store: RootfsStore, parsed: argparse.Namespace) -> None:
+    from runner.stores import podimage  # noqa: PLC0415 - only here
+
+    loaded = settings.load()
+    repository = loaded.kubernetes.repository
+    to = parsed.to or (f"{repository}/{parsed.builder}" if repository else None)
+    if to is None:
+        raise UsageError(
+            "no registry is named for pods' images",
+            advice="--to HOST/REPO, or repository under [kubernetes] in config.toml.",
+        )
+    store.verified(parsed.builder, every_byte=True)
+    with store.using(parsed.builder) as installed:
+        recipe = BUILDERS[parsed.builder].recipe
+        destination = ImageReference.parse(to)
+        if destination.tag is None:  # for people: pods name the digest
+            destination = replace(destination, tag=installed.digest.hex[:12])
+        image = podimage.push(recipe, installed, destination, loaded)
+    view.say("builder", f"{installed.name} {installed.version}, tree {installed.digest}")
+    print(image)  # noqa: T201 - the answer
 
 
 def _import(store: RootfsStore, parsed: argparse.Namespace) -> None:

@@ -13,16 +13,18 @@ from policies.loader import Policy
 from runner import settings
 from runner.files import Home
 from runner.registry.auth import DockerConfig
+from runner.stores.rootfs import RootfsStore
 from runner.tools import OnDemand, Tools
 from sandbox.local.backend import LocalBackend
 from sandbox.model import Backend
 
 if TYPE_CHECKING:
     from sandbox.docker.backend import DockerBackend
+    from sandbox.kubernetes.backend import KubernetesBackend
 
 OPERATOR_POLICY = Path("/etc/runner/policy.yaml")
 
-BACKENDS = ("local", "docker")
+BACKENDS = ("local", "docker", "kubernetes")
 """In the order in which they are tried where nobody names one."""
 BUILDERS: dict[str, Builder] = {"buildah": Buildah()}
 
@@ -48,11 +50,54 @@ def docker_backend(home: Home, loaded: settings.Settings) -> "DockerBackend":
     return DockerBackend(home.sandboxes, socket=Path(docker.socket), runtimes=runtimes)
 
 
+def kubernetes_backend(home: Home, loaded: settings.Settings) -> "KubernetesBackend":
+    """The kubernetes backend, as configured."""
+    from sandbox.kubernetes.backend import (  # noqa: PLC0415 - the SDK is dear
+        Classes,
+        KubernetesBackend,
+        Reach,
+    )
+    from sandbox.kubernetes.manifests import Pool, Toleration  # noqa: PLC0415 - likewise
+
+    cluster = loaded.kubernetes
+    return KubernetesBackend(
+        home.sandboxes,
+        reach=Reach(
+            kubeconfig=Path(cluster.kubeconfig) if cluster.kubeconfig else None,
+            context=cluster.context,
+            gateway=cluster.gateway,
+            state=home.gateway,
+            forbidden=cluster.forbidden,
+        ),
+        classes=Classes(container=cluster.container, gvisor=cluster.gvisor, kata=cluster.kata),
+        pool=Pool(
+            namespace=cluster.namespace,
+            node_selector=cluster.node_selector,
+            tolerations=tuple(Toleration(**each.model_dump()) for each in cluster.tolerations),
+            priority_class=cluster.priority_class,
+            queue=cluster.queue,
+            pull_secrets=cluster.pull_secrets,
+            pending_seconds=cluster.pending_seconds,
+        ),
+        probe_image=partial(_pushed, home),
+    )
+
+
+def _pushed(home: Home) -> str:
+    """Any builder's image in a registry; empty where none was pushed."""
+    from runner.stores import podimage  # noqa: PLC0415 - for doctor alone
+
+    store = RootfsStore(home.builders)
+    found = (store.installed(name) for name in BUILDERS)
+    return next((podimage.pushed(each) for each in found if each is not None), "")
+
+
 def backends(home: Home, loaded: settings.Settings) -> Mapping[str, Backend]:
     """Those of this host, each made when it is needed."""
     makers: tuple[Callable[[Home, settings.Settings], Backend], ...] = (
         local_backend,
         docker_backend,
+        kubernetes_backend,
     )
     return OnDemand(
         {name: partial(make, home, loaded) for name, make in zip(BACKENDS, makers, strict=True)}

@@ -108,6 +108,8 @@ class TextView:
                 self._say("unpack", f"{image}, once")
             case events.Provided(image, how):
                 self._say("base", f"{image} is {how}")
+            case events.Waiting(reason):
+                self._say("waiting", f"for {reason}")
             case events.Observed(evidence):
                 self._say(
                     "observed",

@@ -14,9 +14,10 @@ import json
 import re
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +58,8 @@ RECIPE = "runner.builder.recipe"
 TREE = "runner.builder.tree"
 """Labels of the image. TREE is the digest that the store knows the root filesystem by."""
 
+Layer = Callable[[], Iterator[bytes]]
+"""Gives the bytes of a tar, the same ones each time."""
 _PLAIN_TAR = "application/vnd.oci.image.layer.v1.tar"
 _PLATFORM = {"os": "linux", "architecture": "amd64"}
 """The only one that builders run on yet."""
@@ -78,53 +81,64 @@ def export(recipe: Recipe, installed: Installed, output: Output) -> Digest:
         DiskExceeded: The file system is full.
         VerificationFailed: The tree changed meanwhile.
     """
-    tree = _Tree(recipe, installed)
-    image = verify(StagedImage(tree.image, tree), limits=Limits(), platform=None, claimed=None)
+    image = packed(recipe, installed)
     write_output(image, output, None)
     return image.root.digest
 
 
-class _Tree:
-    """A root filesystem as the blobs of an image. The layer is made anew each time it is read."""
+def packed(recipe: Recipe, installed: Installed, *over: Layer) -> VerifiedImage:
+    """The root filesystem as an image, with other layers over it where there are any.
 
-    def __init__(self, recipe: Recipe, installed: Installed) -> None:
-        self._root = installed.root
-        self._layer = _described(_PLAIN_TAR, _layer(self._root))
-        labels = {
-            BUILDER: installed.name,
-            VERSION: installed.version,
-            RECIPE: recipe.digest,
-            TREE: installed.digest,
-        }
+    The image is what lies on the disk: it is read when it is written somewhere.
+
+    Raises:
+        VerificationFailed: The tree changed meanwhile.
+    """
+    labels = {
+        BUILDER: installed.name,
+        VERSION: installed.version,
+        RECIPE: recipe.digest,
+        TREE: installed.digest,
+    }
+    image = _Packed(labels, (partial(tree_layer, installed.root), *over))
+    return verify(StagedImage(image.root, image), limits=Limits(), platform=None, claimed=None)
+
+
+class _Packed:
+    """Trees as the blobs of an image. A layer is made anew each time it is read."""
+
+    def __init__(self, labels: Mapping[str, str], layers: Sequence[Layer]) -> None:
+        described = [_described(_PLAIN_TAR, layer()) for layer in layers]
+        self._layers = {each.digest: layer for each, layer in zip(described, layers, strict=True)}
+        self._sizes = {each.digest: each.size for each in described}
         config = {
             **_PLATFORM,
             "created": "1970-01-01T00:00:00Z",
             "config": {"Labels": labels},
-            "rootfs": {"type": "layers", "diff_ids": [self._layer.digest]},
+            "rootfs": {"type": "layers", "diff_ids": [each.digest for each in described]},
         }
         self._documents: dict[Digest, bytes] = {}
         manifest = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": _as_json(self._document(OCI_CONFIG, config)),
-            "layers": [_as_json(self._layer)],
+            "layers": [_as_json(each) for each in described],
         }
-        self.image = self._document(OCI_MANIFEST, manifest)
+        self.root = self._document(OCI_MANIFEST, manifest)
 
     def size(self, digest: Digest) -> int | None:
-        if digest == self._layer.digest:
-            return self._layer.size
-        return len(self._documents[digest]) if digest in self._documents else None
+        return self._sizes.get(digest)
 
     def open(self, digest: Digest) -> BinaryIO:
-        if digest == self._layer.digest:
-            return stream_of(_layer(self._root))
+        if digest in self._layers:
+            return stream_of(self._layers[digest]())
         return io.BytesIO(self._documents[digest])
 
     def _document(self, media_type: str, value: Mapping[str, Any]) -> Descriptor:
         data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
         descriptor = _described(media_type, iter([data]))
         self._documents[descriptor.digest] = data
+        self._sizes[descriptor.digest] = descriptor.size
         return descriptor
 
 
@@ -144,7 +158,7 @@ def _as_json(descriptor: Descriptor) -> dict[str, str | int]:
     }
 
 
-def _layer(root: Path) -> Iterator[bytes]:
+def tree_layer(root: Path) -> Iterator[bytes]:
     """The tree as a tar: sorted, of root, of 1970. The same tree gives the same bytes."""
     for path, status in walk(root):
         member = tarfile.TarInfo(path)

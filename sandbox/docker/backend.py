@@ -31,15 +31,7 @@ from sandbox.errors import (
     RuntimeTooOld,
     RuntimeUnknown,
 )
-from sandbox.model import (
-    Evidence,
-    HostView,
-    Offer,
-    Place,
-    Provided,
-    Sandbox,
-    SandboxSpec,
-)
+from sandbox.model import Evidence, HostView, Offer, Place, Provided, Sandbox, SandboxSpec, unheard
 from sandbox.plan import SOCKETS
 from sandbox.rows import Row
 from sandbox.supervise import SupervisedSandbox
@@ -91,6 +83,7 @@ class DockerBackend:
     """See ``sandbox.model.Backend``."""
 
     name = "docker"
+    confined = False
 
     def __init__(self, sandboxes: Path, *, socket: Path, runtimes: Runtimes) -> None:
         self._sandboxes = sandboxes
@@ -203,7 +196,9 @@ class DockerBackend:
         spec: SandboxSpec,
         log: Callable[[bytes], None],
         collect: Callable[[memoryview], None] | None = None,
+        waiting: Callable[[str], None] = unheard,
     ) -> Sandbox:
+        del waiting  # it starts at once, or not at all
         assert isinstance(place, DockerPlace), "from this backend's reserve"
         info = place.engine.info()
         if spec.rootless and not info.root_uid:

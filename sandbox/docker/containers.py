@@ -24,7 +24,7 @@ BRIDGE = "ur-"
 OUTLET_PORT = GATEWAY_PORT + 1
 _PERIOD_MICROSECONDS = 100_000
 _RELAY_BYTES = 256 << 20
-"""A buffer of 1 MiB for each way of the 64 connections of ``init.c``, and what sockets hold."""
+"""A buffer of 1 MiB for each way of ``guest/door.c``'s 64 connections, and what sockets hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def relay(container: Container) -> dict[str, Any]:
 
 
 _RELAY_TASKS = 256
-"""Two for each of the 64 connections of ``init.c``, at two doors."""
+"""Two for each of the 64 connections of ``guest/door.c``, at two doors."""
 
 
 def network(name: str, labels: Mapping[str, str]) -> dict[str, Any]:

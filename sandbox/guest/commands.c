@@ -31,6 +31,12 @@ void start_output(void (*take)(const char *bytes, size_t length))
         die("output");
 }
 
+void show_errors(void)
+{
+    if (dup2(output[1], STDERR_FILENO) < 0)
+        die("output");
+}
+
 /* Comes back when all was taken: nobody is left then who writes. */
 void finish_output(void)
 {
@@ -39,7 +45,7 @@ void finish_output(void)
 }
 
 /* Runs argv and returns its exit status, 128 + N where a signal ended it. */
-int run(char **argv)
+static int run(char **argv)
 {
     int status;
     pid_t ended, pid = fork();
@@ -56,11 +62,22 @@ int run(char **argv)
         dprintf(STDERR_FILENO, "runner: cannot start %s: %s\n", argv[0], strerror(errno));
         _exit(errno == ENOENT ? 127 : 126);
     }
-    /* We are process 1: orphans become our children and are reaped here too. */
+    /* Orphans become our children and are reaped here too. */
     while ((ended = wait(&status)) != pid)
         if (ended < 0 && errno != EINTR)
             die("wait");
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* One after the other: the first that fails is the last. */
+void run_commands(const struct plan *plan, struct ended *ended)
+{
+    long index;
+    *ended = (struct ended){0};
+    for (index = 0; index < plan->command_count && ended->status == 0; index++)
+        ended->status = run(plan->commands[index]);
+    ended->command = index - 1;
+    ended->claim_length = read_file(plan->claim, ended->claim, sizeof ended->claim);
 }
 
 /* Kills everything but us, also what is started meanwhile, and reaps it. */

@@ -10,7 +10,8 @@
  *   4. take the files that the host sends, where it sends them over a way
  *   5. forward 127.0.0.1:PORT to the gateway
  *   6. run the commands one after the other; the first that fails is the last.
- *      They write to a pipe of ours: nobody else has the way to the host
+ *      They write to a pipe of ours: nobody else has the way to the host. Where
+ *      the sandbox may have few capabilities, in namespaces of their own
  *   7. kill what is left, wait until it is gone, and write one line with the
  *      exit status and the claim
  *
@@ -88,12 +89,13 @@ static void await_release(const struct plan *plan)
     start_alarm(plan->seconds);
 }
 
-static void report(const struct plan *plan, long command, int status)
+static void report(const struct plan *plan, const struct ended *ended)
 {
     size_t length;
     /* A line of its own, whatever the last command left unfinished. */
-    add("\nrunner-exit 1 nonce=%s command=%ld status=%d", plan->nonce, command, status);
-    add_file("claim", plan->claim, CLAIM_BYTES);
+    add("\nrunner-exit 1 nonce=%s command=%ld status=%d", plan->nonce, ended->command,
+        ended->status);
+    add_hex("claim", ended->claim, ended->claim_length);
     const char *line = end_line(&length);
     if (*plan->host == 0) {
         to_stdout(line, length);
@@ -107,8 +109,7 @@ static void report(const struct plan *plan, long command, int status)
 static int carry_out(const struct plan *plan)
 {
     static struct door gateway;
-    long index;
-    int status = 0;
+    static struct ended ended;
 
     await_release(plan);
     if (*plan->files != 0)
@@ -117,12 +118,14 @@ static int carry_out(const struct plan *plan)
     if (plan->port != 0)
         open_door(&gateway, INADDR_LOOPBACK, plan->port);
     start_output(*plan->host == 0 ? to_stdout : spool_and_show);
-    for (index = 0; index < plan->command_count && status == 0; index++)
-        status = run(plan->commands[index]);
+    if (plan->writable_bytes == 0)
+        run_commands(plan, &ended);
+    else
+        run_commands_apart(plan, &ended);
     kill_the_rest();
     finish_output();
-    report(plan, index - 1, status);
-    return status;
+    report(plan, &ended);
+    return ended.status;
 }
 
 int main(int argc, char **argv)

@@ -11,6 +11,7 @@ enum {
     FAILED = 125, /* our own trouble, as in `docker run` */
     COMMANDS = 64,
     PROBES = 64,
+    WRITABLE = 64,
     SHOWN_BYTES = 4096, /* of each file or log shown by the canary */
     CLAIM_BYTES = 256,
     WAY_BYTES = 256, /* the longest way to the host */
@@ -33,6 +34,9 @@ struct plan {
     unsigned seconds;    /* after the release, to our end whatever happens */
     unsigned patience;   /* seconds without the host, to our end as well */
     long long log_bytes;
+    long long writable_bytes; /* 0: the commands run beside us; else of each path */
+    long writable_count;
+    const char *writable[WRITABLE];
     long probe_count;
     const char *probes[PROBES];
     long command_count;
@@ -70,6 +74,7 @@ void add(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void add_hex(const char *name, const char *bytes, size_t length);
 void add_text(const char *name, const char *text);
 void add_file(const char *name, const char *path, size_t most);
+size_t read_file(const char *path, char *into, size_t most);
 const char *end_line(size_t *length);
 
 /* canary.c, probes.c */
@@ -103,10 +108,20 @@ void open_door(struct door *door, in_addr_t address, long port);
 int send_file(const char *path, const char *way);
 int relay(char **argv);
 
-/* commands.c */
+/* commands.c: how the commands ended; what is in the claim is theirs. */
+struct ended {
+    long command;
+    int status;
+    size_t claim_length;
+    char claim[CLAIM_BYTES];
+};
+void run_commands(const struct plan *plan, struct ended *ended);
+void show_errors(void); /* ours, of a process that runs commands */
 void start_output(void (*take)(const char *bytes, size_t length));
 void finish_output(void);
-int run(char **argv);
 void kill_the_rest(void);
+
+/* namespace.c */
+void run_commands_apart(const struct plan *plan, struct ended *ended);
 
 #endif

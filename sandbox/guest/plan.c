@@ -82,6 +82,10 @@ void read_plan(struct plan *plan, const char *path)
     plan->seconds = (unsigned)next_number(1, 1 << 30);
     plan->patience = (unsigned)next_number(1, 1 << 30);
     plan->log_bytes = next_number(0, 1LL << 50);
+    plan->writable_bytes = next_number(0, 1LL << 50);
+    plan->writable_count = (long)next_number(0, WRITABLE);
+    for (long i = 0; i < plan->writable_count; i++)
+        plan->writable[i] = next_string();
     plan->probe_count = (long)next_number(0, PROBES);
     for (long i = 0; i < plan->probe_count; i++)
         plan->probes[i] = next_string();

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 /* A cluster's network policy may be enforced a moment after a pod starts. */
-enum { ROUNDS = 4, ROUND_MILLISECONDS = 1500, PAUSE_SECONDS = 1 };
+enum { ROUNDS = 4, ROUND_MILLISECONDS = 1000, PAUSE_SECONDS = 1 };
 
 static int begin(const char *text)
 {

@@ -30,17 +30,23 @@ void add_hex(const char *name, const char *bytes, size_t length)
 
 void add_text(const char *name, const char *text) { add_hex(name, text, strlen(text)); }
 
-void add_file(const char *name, const char *path, size_t most)
+/* The beginning of a file, or nothing. */
+size_t read_file(const char *path, char *into, size_t most)
 {
-    char buffer[SHOWN_BYTES];
     ssize_t n = -1;
     /* The claim may have become a FIFO: never wait for it. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd >= 0) {
-        n = read(fd, buffer, most);
+        n = read(fd, into, most);
         close(fd);
     }
-    add_hex(name, buffer, n > 0 ? (size_t)n : 0);
+    return n > 0 ? (size_t)n : 0;
+}
+
+void add_file(const char *name, const char *path, size_t most)
+{
+    char buffer[SHOWN_BYTES];
+    add_hex(name, buffer, read_file(path, buffer, most));
 }
 
 /* Gives the line, and begins another one: it stands until then. */

@@ -22,7 +22,17 @@ from sandbox.errors import IsolationUnavailable, SandboxFailed
 from sandbox.local import oci
 from sandbox.local import place as localplace
 from sandbox.local.place import LocalPlace
-from sandbox.model import Ending, Evidence, HostView, Offer, Place, Provided, Sandbox, SandboxSpec
+from sandbox.model import (
+    Ending,
+    Evidence,
+    HostView,
+    Offer,
+    Place,
+    Provided,
+    Sandbox,
+    SandboxSpec,
+    unheard,
+)
 from sandbox.rows import Row
 from sandbox.supervise import Remains, SupervisedSandbox
 
@@ -36,6 +46,7 @@ class LocalBackend:
     """See ``sandbox.model.Backend``."""
 
     name = "local"
+    confined = False
 
     def __init__(self, sandboxes: Path, *, runsc_name: str, uids: range) -> None:
         self._sandboxes = sandboxes
@@ -91,7 +102,9 @@ class LocalBackend:
         spec: SandboxSpec,
         log: Callable[[bytes], None],
         collect: Callable[[memoryview], None] | None = None,
+        waiting: Callable[[str], None] = unheard,
     ) -> Sandbox:
+        del waiting  # it starts at once, or not at all
         assert isinstance(place, LocalPlace), "from this backend's reserve"
         runtime = self._runtime(spec.isolation)
         nonce = secrets.token_hex(16)

@@ -22,7 +22,7 @@ from sandbox.docker.containers import Container
 from sandbox.docker.engine import Attached, Engine
 from sandbox.docker.image import image_name
 from sandbox.docker.place import DockerPlace
-from sandbox.model import GATEWAY_SOCKET, Backend, Place, Sandbox, SandboxSpec
+from sandbox.model import GATEWAY_SOCKET, Backend, Place, Sandbox, SandboxSpec, unheard
 from tests.bench import registry
 from tests.support.backends import WatchedBackend
 
@@ -49,10 +49,11 @@ class RecordingBackend(WatchedBackend):
         spec: SandboxSpec,
         log: Callable[[bytes], None],
         collect: Callable[[memoryview], None] | None = None,
+        waiting: Callable[[str], None] = unheard,
     ) -> Sandbox:
         if collect is None:  # a build, and no unpacking
             self.spec = replace(spec, inputs=self._kept(spec))
-        return super().launch(place, spec, log, collect)
+        return super().launch(place, spec, log, collect, waiting)
 
     def _kept(self, spec: SandboxSpec) -> dict[str, Path]:
         self._directory.mkdir()

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,16 @@ class Timeline:
 
 
 def submit(
-    person: Person, context: Path, *, destination: str, build_args: Mapping[str, str]
+    person: Person,
+    context: Path,
+    *,
+    destination: str,
+    build_args: Mapping[str, str],
+    policies: Sequence[Path] = (),
 ) -> Timeline:
     """Builds, verifies and publishes, from the command line."""
     words = ["submit", "--untrusted", "--json", f"--backend={person.backend}", str(context)]
+    words += [f"--policy={path}" for path in policies]
     words += ["--destination", destination]
     words += [f"--build-arg={name}={value}" for name, value in build_args.items()]
     started = time.monotonic()

@@ -16,6 +16,7 @@ from sandbox.model import (
     Provided,
     Sandbox,
     SandboxSpec,
+    unheard,
 )
 from sandbox.rows import Row
 
@@ -25,6 +26,7 @@ class StatedBackend:
 
     def __init__(self, name: str, *isolations: Isolation, rootless: bool = True) -> None:
         self.name = name
+        self.confined = False
         self.isolations = isolations
         self.rootless = rootless
         self.asked = 0
@@ -62,6 +64,7 @@ class StatedBackend:
         spec: SandboxSpec,
         log: Callable[[bytes], None],
         collect: Callable[[memoryview], None] | None = None,
+        waiting: Callable[[str], None] = unheard,
     ) -> Sandbox:
         raise SandboxFailed(f"{self.name} launches nothing in {place.door}")
 
@@ -77,6 +80,7 @@ class WatchedBackend:
     name: str
     real: Backend
     specs: list[SandboxSpec] = field(default_factory=list)
+    confined: bool = False
 
     def offer(self) -> Offer:
         return self.real.offer()
@@ -102,9 +106,10 @@ class WatchedBackend:
         spec: SandboxSpec,
         log: Callable[[bytes], None],
         collect: Callable[[memoryview], None] | None = None,
+        waiting: Callable[[str], None] = unheard,
     ) -> Sandbox:
         self.specs.append(spec)
-        return self.real.launch(place, spec, log, collect)
+        return self.real.launch(place, spec, log, collect, waiting)
 
 
 def on_host(evidence: Evidence) -> tuple[HostProcess, ...]:

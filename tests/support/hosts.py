@@ -107,7 +107,7 @@ class Person:
     def _configure(self) -> None:
         """Writes the settings that differ from the defaults."""
         lines = []
-        for name in ("local", "docker"):
+        for name in ("local", "docker", "kubernetes"):
             table = getattr(self.settings, name).model_dump(exclude_defaults=True)
             lines += [f"[{name}]"] * bool(table)
             lines += [*(f"{key} = {json.dumps(each)}" for key, each in table.items())]

@@ -10,9 +10,11 @@ from runner.settings import (
     DockerSettings,
     EgressSettings,
     HttpLimits,
+    KubernetesSettings,
     LocalSettings,
     RegistrySettings,
     Settings,
+    TolerationSettings,
 )
 from tests.support.hosts import REPOSITORY
 
@@ -33,7 +35,7 @@ def test_every_setting_is_described() -> None:
     page = (REPOSITORY / "docs/configuration.md").read_text(encoding="utf-8")
     tables = (
         Settings, RegistrySettings, LocalSettings, DockerSettings, HttpLimits, EgressSettings,
-        BaseImageSettings,
+        BaseImageSettings, KubernetesSettings, TolerationSettings,
     )  # fmt: skip
     keys = {key for table in tables for key in table.model_fields}
     assert [key for key in sorted(keys) if f"`{key}`" not in page and f"[{key}" not in page] == []

@@ -64,6 +64,7 @@ def every_event(decision: Decision, evidence: Evidence) -> list[events.Event]:
         events.Resolved(IMAGE, DIGEST),
         events.Unpacking(IMAGE),
         events.Provided(IMAGE, HOSTILE),
+        events.Waiting(HOSTILE),
         events.Observed(evidence),
         events.Output(HOSTILE.encode() + b"\xff"),
         events.Progress(HOSTILE, 1 << 21, 1 << 22),

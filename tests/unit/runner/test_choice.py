@@ -36,7 +36,7 @@ def request(backend: str | None = None) -> BuildRequest:
 def having(*backends: Backend) -> Any:
     """Tools with these, each made when it is asked for."""
     makers: Makers = {backend.name: lambda made=backend: made for backend in backends}  # type: ignore[misc] # bound at once
-    return SimpleNamespace(backends=OnDemand(makers))
+    return SimpleNamespace(backends=OnDemand(makers), automatic=tuple(makers))
 
 
 def chosen(rules: Policy, *backends: Backend, asked: str | None = None) -> Choice:
@@ -115,7 +115,7 @@ def test_one_that_was_asked_for_counts_alone() -> None:
 
 def test_one_that_is_not_there_is_named_and_none_is_made() -> None:
     made: Makers = {"b": lambda: pytest.fail("made"), "a": lambda: pytest.fail("made")}
-    tools: Any = SimpleNamespace(backends=OnDemand(made))
+    tools: Any = SimpleNamespace(backends=OnDemand(made), automatic=tuple(made))
     with pytest.raises(UsageError, match="no backend 'cloud'") as caught:
         candidates(request("cloud"), tools)
     assert caught.value.advice == "One of: a, b."

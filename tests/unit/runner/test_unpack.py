@@ -42,7 +42,7 @@ from runner.stores.blobs import BlobStore
 from runner.stores.rootfs import Installed
 from runner.stores.unpacked import UnpackedStore
 from runner.unpack import Bases, Unpacking
-from sandbox.model import Ending, Evidence, Offer, Outcome, Provided, SandboxSpec, Usage
+from sandbox.model import Ending, Evidence, Offer, Outcome, Provided, SandboxSpec, Usage, unheard
 from sandbox.rows import Row
 from tests.support.erofs import erofs
 from tests.support.gateway import FakeRegistry, decision
@@ -99,6 +99,7 @@ class PlayedBackend:
 
     evidence: Evidence
     name: str = "played"
+    confined: bool = False
     mounts: bool = True
     output: bytes | None = erofs(b"unpacked")
     ending: Ending = Ending.EXITED
@@ -137,6 +138,7 @@ class PlayedBackend:
         spec: SandboxSpec,
         log: Callable[[bytes], None],
         collect: Collect | None = None,
+        waiting: Callable[[str], None] = unheard,
     ) -> PlayedSandbox:
         if self.refuses is not None:
             raise self.refuses

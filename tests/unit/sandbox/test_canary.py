@@ -211,6 +211,7 @@ FIELDS = {
     "ids": b"7:7:7".hex(),
     "mounts": b"none / 9p ro 0 0\nnone /base erofs ro 0 0\n".hex(),
     "net_dev": b"Inter-| Receive\n face |bytes\n    lo: 0 0\n  eth0: 1\n".hex(),
+    "reached": b"10.96.0.1:443\n".hex(),
 }
 
 
@@ -224,6 +225,7 @@ def test_a_sound_line_is_read() -> None:
     assert (seen.release, seen.version, seen.uid) == ("4.4.0", "#1", 7)
     assert seen.interfaces == ("lo", "eth0")
     assert seen.images == {"/base"}
+    assert seen.reached == ("10.96.0.1:443",)
 
 
 def test_what_is_read_is_bounded() -> None:

@@ -21,7 +21,7 @@ def test_the_plan_counts_what_follows(spec: SandboxSpec) -> None:
     strings = render(spec, "nonce").split(b"\0")
     assert strings == [
         b"2", b"nonce", b"", b"5000", b"/run/runner/door/gateway.sock", b"", b"/run/claim",
-        b"2400", b"120", str(spec.limits.log_bytes).encode(), b"0", b"2",
+        b"2400", b"120", str(spec.limits.log_bytes).encode(), b"0", b"0", b"0", b"2",
         b"2", b"tar", b"-x", b"3", b"buildah", b"build", b"--build-arg=A=\xff", b"",
     ]  # fmt: skip
 
@@ -45,8 +45,15 @@ def test_what_only_a_pod_has_stands_in_its_place(
 ) -> None:  # fmt: skip
     assert render(short, "n", ways, probes).split(b"\0") == [
         b"2", b"n", host, b"5000", b"/run/runner/door/gateway.sock", files, b"/run/claim",
-        b"120", b"120", b"4096", *rest, *ONE_COMMAND,
+        b"120", b"120", b"4096", b"0", b"0", *rest, *ONE_COMMAND,
     ]  # fmt: skip
+
+
+def test_commands_that_run_apart_have_file_systems_of_their_own(short: SandboxSpec) -> None:
+    plan = replace(short.plan, apart=True, writable=("/var/tmp", "/run"))
+    strings = render(replace(short, plan=plan), "n").split(b"\0")
+    size = str(short.limits.disk_bytes).encode()
+    assert strings[10:] == [size, b"2", b"/run", b"/var/tmp", b"0", *ONE_COMMAND]
 
 
 @pytest.mark.parametrize("where", ["command", "probe", "host", "files"])
@@ -63,7 +70,7 @@ def test_a_file_is_handed_out_by_the_last_command(spec: SandboxSpec) -> None:
     plan = replace(spec.plan, commands=(), output="/run/file")
     strings = render(replace(spec, plan=plan), "n", Ways("10.0.0.2:5000", "10.0.0.2:5001"))
     assert strings.split(b"\0")[4] == b"10.0.0.2:5000"
-    assert strings.split(b"\0")[11:] == [
+    assert strings.split(b"\0")[13:] == [
         b"1", b"4", b"/run/runner/init", b"send", b"/run/file", b"10.0.0.2:5001", b"",
     ]  # fmt: skip
 
@@ -73,6 +80,7 @@ def test_without_a_gateway_there_is_no_port(spec: SandboxSpec) -> None:
 
 
 def test_no_limit_is_larger_than_a_number_of_the_plan(spec: SandboxSpec) -> None:
-    for_ever = replace(spec, limits=Limits(wall_seconds=1 << 40, log_bytes=1 << 60))
+    limits = Limits(wall_seconds=1 << 40, log_bytes=1 << 60, disk_bytes=1 << 60)
+    for_ever = replace(spec, limits=limits, plan=replace(spec.plan, apart=True))
     strings = render(for_ever, "n").split(b"\0")
-    assert [int(strings[index]) for index in (7, 9)] == [1 << 30, 1 << 50]
+    assert [int(strings[index]) for index in (7, 9, 10)] == [1 << 30, 1 << 50, 1 << 50]

@@ -23,7 +23,7 @@ from sandbox.supervise import Remains, SupervisedSandbox
 
 NONCE = "0123"
 FIELDS = {"release": "4.4.0", "version": "#1", "boot_id": "", "log": "", "gvisor": "",
-          "ids": "0:0:0", "mounts": "", "net_dev": ""}  # fmt: skip
+          "ids": "0:0:0", "mounts": "", "net_dev": "", "reached": ""}  # fmt: skip
 CANARY = (
     f"runner-canary 1 nonce={NONCE} "
     + " ".join(f"{name}={value.encode().hex()}" for name, value in FIELDS.items())

@@ -30,8 +30,8 @@ def test_nothing_hostile_reaches_the_output(every_event: list[Event]) -> None:
 def test_each_event_has_its_label(every_event: list[Event]) -> None:
     labels = [label for label, _ in lines_of(*every_event)]
     assert labels == [
-        "build", "stage", "context", "decision", "base", "unpack", "base", "observed", "|", "|",
-        "warning", "verified", "published", "log", "done",
+        "build", "stage", "context", "decision", "base", "unpack", "base", "waiting", "observed",
+        "|", "|", "warning", "verified", "published", "log", "done",
     ]  # fmt: skip
 
 

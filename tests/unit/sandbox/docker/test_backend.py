@@ -260,7 +260,7 @@ def test_a_sandbox_whose_processes_the_host_does_not_show_is_refused(
     canary = (
         f"runner-canary 1 nonce=abcd release={b'4.4.0'.hex()} version= boot_id= log={log} gvisor= "
     )
-    canary += f"ids={b'0:0:0'.hex()} mounts= net_dev=\n"
+    canary += f"ids={b'0:0:0'.hex()} mounts= net_dev= reached=\n"
     spoken.pieces = (frame(canary.encode()),)
     with pytest.raises(IsolationMismatch, match="no sandbox process"):
         launch(backend, place, planted)

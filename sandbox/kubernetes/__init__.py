@@ -1,0 +1,1 @@
+"""The Kubernetes backend: sandboxes as Jobs of a cluster, under a RuntimeClass."""

@@ -1,0 +1,115 @@
+"""Somebody who builds in a real cluster: the one that KUBECONFIG names.
+
+``make test-cluster`` runs these, on a machine that pods can reach and that reaches the API::
+
+    KUBECONFIG               an identity that may do what docs/kubernetes.md lists, and label nodes
+    RUNNER_CLUSTER_GATEWAY   A.B.C.D:PORT of this machine, which pods may reach and nothing else
+    RUNNER_CLUSTER_REGISTRY  HOST:PORT of a registry, plain HTTP, that nodes pull from
+    RUNNER_CLUSTER_NAMESPACE of builds, there already [runner-builds]
+    RUNNER_CLUSTER_CLASS     a RuntimeClass of gVisor [gvisor]
+
+docs/kubernetes.md tells how a cluster for them is made.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder.buildah import Buildah
+from policies.reference import ImageReference
+from runner.settings import KubernetesSettings, RegistrySettings, Settings
+from runner.stores import podimage
+from runner.stores.rootfs import RootfsStore
+from tests.integration.conftest import (
+    builders,
+    cache,
+    place,
+    playground,
+    registry,
+    settings,
+    tools_base,
+)
+from tests.support.hosts import Person, read_until
+
+__all__ = ["builders", "cache", "place", "playground", "registry", "settings", "tools_base"]
+
+_NEEDED = ("KUBECONFIG", "RUNNER_CLUSTER_GATEWAY", "RUNNER_CLUSTER_REGISTRY")
+
+
+@dataclass(frozen=True, slots=True)
+class RealCluster:
+    """The cluster, as its administrator has it."""
+
+    kubeconfig: str
+    namespace: str
+
+    def kubectl(self, *words: str, document: Any = None) -> str:
+        """What ``kubectl WORDS`` says; ``document`` is its standard input."""
+        done = subprocess.run(
+            ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *words],
+            input=None if document is None else json.dumps(document),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def names(self, kinds: str = "jobs,pods,secrets") -> list[str]:
+        """What is left of any sandbox."""
+        ours = "--selector=app.kubernetes.io/managed-by=untrusted-runner"
+        return self.kubectl("get", kinds, ours, "--output=name").split()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> RealCluster:
+    """Skips, loudly, where none is named."""
+    missing = [name for name in _NEEDED if not os.environ.get(name)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not set: docs/kubernetes.md tells how to get a cluster")
+    namespace = os.environ.get("RUNNER_CLUSTER_NAMESPACE", "runner-builds")
+    return RealCluster(os.environ["KUBECONFIG"], namespace)
+
+
+@pytest.fixture(scope="session")
+def cluster_settings(cluster: RealCluster, settings: Settings) -> Settings:
+    """Those of everybody's, and of the cluster."""
+    host = os.environ["RUNNER_CLUSTER_REGISTRY"]
+    plain = RegistrySettings(plain_http=True, private_address=True)
+    kubernetes = KubernetesSettings(
+        gateway=os.environ["RUNNER_CLUSTER_GATEWAY"],
+        repository=f"{host}/runner-tests",
+        kubeconfig=cluster.kubeconfig,
+        namespace=cluster.namespace,
+        gvisor=os.environ.get("RUNNER_CLUSTER_CLASS", "gvisor"),
+        pending_seconds=60,
+    )
+    registries = {**settings.registries, host: plain}
+    return settings.model_copy(update={"kubernetes": kubernetes, "registries": registries})
+
+
+@pytest.fixture(scope="session")
+def somebody(
+    playground: Path, builders: Path, cluster: RealCluster, cluster_settings: Settings
+) -> Iterator[Person]:
+    """Whoever runs the tests, with the gateway's port and a pushed builder."""
+    person = replace(
+        Person.move_in(playground / "cluster-me", cluster_settings, builders), backend="kubernetes"
+    )
+    installed = RootfsStore(person.home.builders).installed("buildah")
+    assert installed is not None
+    destination = ImageReference.parse(f"{cluster_settings.kubernetes.repository}/buildah:tests")
+    podimage.push(Buildah.recipe, installed, destination, cluster_settings)
+    gateway = cluster_settings.kubernetes.gateway
+    assert gateway is not None
+    with person.start("gateway", "serve", "--listen", gateway) as port:
+        try:
+            read_until(port, port.stderr, "listening")
+            yield person
+        finally:
+            port.terminate()
+    person.move_out()
