@@ -26,6 +26,8 @@ from policies.reference import ImageReference
 from runner.settings import KubernetesSettings, RegistrySettings, Settings
 from runner.stores import podimage
 from runner.stores.rootfs import RootfsStore
+from sandbox.kubernetes import manifests
+from sandbox.kubernetes.place import of_state
 from tests.integration.conftest import (
     builders,
     cache,
@@ -59,10 +61,14 @@ class RealCluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def names(self, kinds: str = "jobs,pods,secrets") -> list[str]:
-        """What is left of any sandbox."""
-        ours = "--selector=app.kubernetes.io/managed-by=untrusted-runner"
-        return self.kubectl("get", kinds, ours, "--output=name").split()
+    def names(self, person: Person) -> list[str]:
+        """What is left of any sandbox of theirs."""
+        return self.kubectl("get", "jobs,pods,secrets", selector(person), "--output=name").split()
+
+
+def selector(person: Person) -> str:
+    """What all that is theirs has."""
+    return f"--selector={manifests.STATE_LABEL}={of_state(person.home.sandboxes)}"
 
 
 @pytest.fixture(scope="session")
@@ -92,11 +98,40 @@ def cluster_settings(cluster: RealCluster, settings: Settings) -> Settings:
     return settings.model_copy(update={"kubernetes": kubernetes, "registries": registries})
 
 
+@dataclass(slots=True)
+class Port:
+    """The gateway's port, as a process that can be started again."""
+
+    person: Person
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        gateway = self.person.settings.kubernetes.gateway
+        assert gateway is not None
+        self.process = self.person.start("gateway", "serve", "--listen", gateway)
+        read_until(self.process, self.process.stderr, "listening")
+
+    def kill(self) -> None:
+        """Without a chance to say farewell to anybody."""
+        assert self.process is not None
+        with self.process as process:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def port(somebody: Person) -> Iterator[Port]:
+    """Running, for everybody."""
+    port = Port(somebody)
+    port.start()
+    yield port
+    port.kill()
+
+
 @pytest.fixture(scope="session")
 def somebody(
     playground: Path, builders: Path, cluster: RealCluster, cluster_settings: Settings
 ) -> Iterator[Person]:
-    """Whoever runs the tests, with the gateway's port and a pushed builder."""
+    """Whoever runs the tests, with a pushed builder."""
     person = replace(
         Person.move_in(playground / "cluster-me", cluster_settings, builders), backend="kubernetes"
     )
@@ -104,12 +139,5 @@ def somebody(
     assert installed is not None
     destination = ImageReference.parse(f"{cluster_settings.kubernetes.repository}/buildah:tests")
     podimage.push(Buildah.recipe, installed, destination, cluster_settings)
-    gateway = cluster_settings.kubernetes.gateway
-    assert gateway is not None
-    with person.start("gateway", "serve", "--listen", gateway) as port:
-        try:
-            read_until(port, port.stderr, "listening")
-            yield person
-        finally:
-            port.terminate()
+    yield person
     person.move_out()

@@ -27,12 +27,14 @@ from runner.errors import (
     TimeExceeded,
     Unschedulable,
 )
-from runner.events import Event, Observed
+from runner.events import Event, Observed, Output
 from sandbox.model import ClusterView
-from tests.cluster.conftest import RealCluster
+from tests.cluster.conftest import Port, RealCluster, selector
 from tests.support.hosts import Built, Person, write_context
 
-pytestmark = [pytest.mark.cluster, pytest.mark.sandbox, pytest.mark.registry]
+pytestmark = [
+    pytest.mark.cluster, pytest.mark.sandbox, pytest.mark.registry, pytest.mark.usefixtures("port"),
+]  # fmt: skip
 
 
 def configured(person: Person, **changed: object) -> Person:
@@ -45,7 +47,7 @@ def configured(person: Person, **changed: object) -> Person:
 def assert_nothing_left(cluster: RealCluster, person: Person, seconds: float = 15.0) -> None:
     person.assert_nothing_left()
     end = time.monotonic() + seconds
-    while left := cluster.names():
+    while left := cluster.names(person):
         assert time.monotonic() < end, left
         time.sleep(0.2)
     assert not list(person.home.doors.iterdir())
@@ -250,8 +252,7 @@ def test_somebody_may_delete_it(
     context = write_context(place / "context", f"FROM {tools_base}\nRUN sleep 60\n")
 
     def delete() -> None:
-        ours = "--selector=app.kubernetes.io/managed-by=untrusted-runner"
-        cluster.kubectl("delete", kind, ours, "--wait=false")
+        cluster.kubectl("delete", kind, selector(somebody), "--wait=false")
 
     with pytest.raises(PodDeleted):
         submit(somebody, place, context, listen=when_observed(delete))
@@ -274,9 +275,21 @@ def test_a_build_is_cancelled_while_it_runs_and_while_it_waits(
 
 
 def test_the_gateways_port_may_be_started_again_in_the_middle(
-    somebody: Person, cluster: RealCluster, place: Path, tools_base: str
+    somebody: Person, cluster: RealCluster, place: Path, tools_base: str, port: Port
 ) -> None:
-    pytest.skip("the port belongs to the session of these tests: not written yet")
+    steps = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i; sleep 1; done"
+    context = write_context(place / "context", f"FROM {tools_base}\nRUN {steps}\n")
+
+    def again(event: Event) -> None:
+        if isinstance(event, Output) and b"line 3\n" in event.data:
+            port.kill()
+            port.start()
+
+    built = submit(somebody, place, context, listen=again)
+    assert [line for line in built.log.splitlines() if line.startswith("line ")] == [
+        f"line {number}" for number in range(1, 13)
+    ]
+    assert_nothing_left(cluster, somebody)
 
 
 def test_doctor_tries_a_sandbox(somebody: Person, cluster: RealCluster) -> None:
@@ -293,7 +306,7 @@ def test_gc_removes_what_a_killed_runner_left(
     context = write_context(place / "context", f"FROM {tools_base}\nRUN sleep 60\n")
     with somebody.start("submit", "--backend", "kubernetes", context) as process:
         end = time.monotonic() + 60
-        while not any(name.startswith("pod/") for name in cluster.names()):
+        while not any(name.startswith("pod/") for name in cluster.names(somebody)):
             assert time.monotonic() < end
             time.sleep(0.2)
         process.kill()
