@@ -188,8 +188,8 @@ def test_baseline_lets_runners_pod_in(applied: Api) -> None:
 
 
 def test_the_gateways_own_pod_is_restricted(applied: Api) -> None:
-    deployment = next(each for each in manifests() if each["kind"] == "Deployment")
-    template = deployment["spec"]["template"]
+    stateful = next(each for each in manifests() if each["kind"] == "StatefulSet")
+    template = stateful["spec"]["template"]
     document = {
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {**template["metadata"], "name": "gateway"}, "spec": template["spec"],

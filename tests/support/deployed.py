@@ -106,7 +106,7 @@ def manifests() -> list[Document]:
             text = text.replace(old, new)
         found += filter(None, yaml.safe_load_all(text))
     for document in found:
-        if document["kind"] == "Deployment":
+        if document["kind"] == "StatefulSet":
             document["spec"]["replicas"] = 0
     return found
 

@@ -66,7 +66,7 @@ def test_every_manifest_is_what_the_api_takes(version: str) -> None:
 
 
 def test_a_word_that_the_api_does_not_know_is_noticed() -> None:
-    document = json.loads(json.dumps(one("Deployment", "runner-gateway")))
+    document = json.loads(json.dumps(one("StatefulSet", "runner-gateway")))
     document["spec"]["template"]["spec"]["containers"][0]["livnessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
@@ -291,9 +291,9 @@ def test_the_policy_allows_what_the_values_say() -> None:
 
 
 def test_the_gateway_is_one_pod_that_may_do_nothing() -> None:
-    deployment = one("Deployment", "runner-gateway")["spec"]
-    pod = deployment["template"]["spec"]
-    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    gateway = one("StatefulSet", "runner-gateway")["spec"]
+    pod = gateway["template"]["spec"]
+    assert (gateway["replicas"], gateway["podManagementPolicy"]) == (1, "Parallel")
     assert pod["securityContext"]["runAsNonRoot"] is True
     for container in (*pod["initContainers"], *pod["containers"]):
         assert container["securityContext"] == {
@@ -311,7 +311,7 @@ def test_the_gateways_configuration_lacks_its_address_alone() -> None:
         "namespace": "runner-builds", "gvisor": "gvisor", "kata": "kata", "container": "",
         "pending_seconds": 600,
     }  # fmt: skip
-    (first,) = one("Deployment", "runner-gateway")["spec"]["template"]["spec"]["initContainers"]
+    (first,) = one("StatefulSet", "runner-gateway")["spec"]["template"]["spec"]["initContainers"]
     # Service links call the Service of that name so.
     assert "${RUNNER_GATEWAY_SERVICE_HOST:?" in first["command"][-1]
     assert one("Service", "runner-gateway")["metadata"]["namespace"] == "runner-system"
