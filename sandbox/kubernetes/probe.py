@@ -21,8 +21,6 @@ from sandbox.smoke import smoke
 
 OLDEST, NEWEST = 28, 36
 """Minor versions whose published schemas the manifests were checked against."""
-ADMISSION_POLICY = "runner-builds"
-"""As deploy/kubernetes names it."""
 _DEPLOY = "helm upgrade --install runner deploy/kubernetes/chart; docs/kubernetes.md"
 _LEVELS = {"baseline", "restricted"}
 _PSA = "pod-security.kubernetes.io/enforce"
@@ -156,16 +154,16 @@ def _namespace(cluster: Cluster, name: str) -> Row:
 
 
 def _admission(cluster: Cluster, namespace: str) -> Row:
-    del namespace
+    # The chart calls it as the namespace that it is for.
     path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
-    if cluster.get(AdmissionPolicy, f"{path}/{ADMISSION_POLICY}") is None:
+    if cluster.get(AdmissionPolicy, f"{path}/{namespace}") is None:
         return Row(
             name="admission",
             verdict=Verdict.WARN,
             detail="the cluster itself would admit a build's pod without a sandbox",
-            mend=f"ValidatingAdmissionPolicy {ADMISSION_POLICY}, Kubernetes 1.30: {_DEPLOY}",
+            mend=f"ValidatingAdmissionPolicy {namespace}, Kubernetes 1.30: {_DEPLOY}",
         )
-    return Row(name="admission", verdict=Verdict.OK, detail=f"policy {ADMISSION_POLICY} is there")
+    return Row(name="admission", verdict=Verdict.OK, detail=f"policy {namespace} is there")
 
 
 def _quota(cluster: Cluster, namespace: str) -> Row:

@@ -24,6 +24,8 @@ from tests.support.deployed import (
     volume,
 )
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def applied() -> Iterator[Api]:
