@@ -37,11 +37,13 @@ class Files:
         self._paths = paths
         self._listener = sockets.listen(door, "files.sock", peer_uid=peer_uid, backlog=4)
         self._peer: socket.socket | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, name="sandbox-files", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ends it, whatever is under way. May be called twice."""
+        self._closed = True
         for end in (self._listener, self._peer):
             if end is not None:
                 with suppress(OSError):
@@ -56,6 +58,9 @@ class Files:
             except OSError:  # closed
                 return
             self._peer = peer
+            if self._closed:  # it had waited in line; a listener that is shut still hands those out
+                peer.close()
+                return
             # A sandbox that broke off comes again, or ends by itself and says so.
             with peer, suppress(OSError):
                 peer.settimeout(_STALL_SECONDS)
