@@ -91,8 +91,9 @@ class Stage:
             capture_output=True,
             text=True,
             timeout=60,
-            check=True,
+            check=False,
         )
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     def has(self, *objects: dict[str, Any]) -> None:
@@ -186,7 +187,7 @@ def volume_over_its_limit(stage: Stage) -> None:
 
 
 def too_much_cpu(stage: Stage) -> None:
-    stage.limits = replace(stage.limits, cpu_millis=512_000)
+    stage.limits = replace(stage.limits, cpu_millis=15_000)
     stage.pool = replace(stage.pool, pending_seconds=10)
 
 
@@ -196,11 +197,13 @@ def no_such_node(stage: Stage) -> None:
 
 
 def no_handler(stage: Stage) -> None:
+    own_namespace(stage)
     stage.has(runtime_class(f"{stage.name}-class", "nobody-has-this"))
     stage.classes = Classes(gvisor=f"{stage.name}-class")
 
 
 def class_goes_away(stage: Stage) -> None:
+    own_namespace(stage)
     name = f"{stage.name}-class"
     stage.has(runtime_class(name, "runsc"))
     stage.classes = Classes(gvisor=name)
@@ -233,6 +236,41 @@ def no_image(stage: Stage) -> None:
 
 def pod_security(stage: Stage) -> None:
     own_namespace(stage, {"pod-security.kubernetes.io/enforce": "restricted"})
+
+
+def policy(stage: Stage) -> None:
+    own_namespace(stage)
+    api = "admissionregistration.k8s.io/v1"
+    metadata = {"name": f"{stage.name}-policy"}
+    pods = {
+        "apiGroups": [""],
+        "apiVersions": ["v1"],
+        "operations": ["CREATE"],
+        "resources": ["pods"],
+    }
+    here = {"matchLabels": {"kubernetes.io/metadata.name": stage.pool.namespace}}
+    stage.has(
+        {
+            "apiVersion": api,
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": metadata,
+            "spec": {
+                "matchConstraints": {"resourceRules": [pods]},
+                "validations": [{"expression": "false", "message": "no pods today"}],
+            },
+        },
+        {
+            "apiVersion": api,
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": metadata,
+            "spec": {
+                "policyName": metadata["name"],
+                "validationActions": ["Deny"],
+                "matchResources": {"namespaceSelector": here},
+            },
+        },
+    )
+    time.sleep(3)  # until it is in force
 
 
 def deadline(stage: Stage) -> None:
@@ -283,12 +321,14 @@ def preempted(stage: Stage) -> None:
     stage.pool = replace(stage.pool, priority_class=low)
     stage.limits = replace(stage.limits, cpu_millis=1100)
 
+    elsewhere = another_namespace(stage, {})
+
     def crowd() -> None:
         stage.has(
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": high, "namespace": stage.pool.namespace},
+                "metadata": {"name": high, "namespace": elsewhere},
                 "spec": {
                     "priorityClassName": high,
                     "terminationGracePeriodSeconds": 1,
@@ -326,19 +366,19 @@ def priority_class(name: str, value: int) -> dict[str, Any]:
 
 
 def own_namespace(stage: Stage, labels: dict[str, str] | None = None) -> None:
+    """For those that do not get as far as a node: only the configured one is closed in."""
+    stage.pool = replace(stage.pool, namespace=another_namespace(stage, labels or {}))
+
+
+def another_namespace(stage: Stage, labels: dict[str, str]) -> str:
     name = f"{stage.name}-space"
-    stage.has(
-        {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name, "labels": labels or {}},
-        }
-    )
-    stage.pool = replace(stage.pool, namespace=name)
+    metadata = {"name": name, "labels": labels}
+    stage.has({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     end = time.monotonic() + 30
     while "default" not in stage.does("-n", name, "get", "serviceaccounts", "-o", "name"):
         assert time.monotonic() < end, "no controller manager"
         time.sleep(0.2)
+    return name
 
 
 ALL: dict[str, Callable[[Stage], None]] = {
@@ -355,6 +395,7 @@ ALL: dict[str, Callable[[Stage], None]] = {
         quota,
         no_image,
         pod_security,
+        policy,
         deadline,
         pod_deleted,
         pod_deleted_by_force,

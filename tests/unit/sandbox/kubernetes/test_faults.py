@@ -12,16 +12,21 @@ from sandbox import diagnostics
 from sandbox.errors import (
     ClusterForbidden,
     ClusterUnreachable,
+    Evicted,
+    PodDeleted,
     SandboxFailed,
     SandboxLost,
     TimeInQueue,
+    Unschedulable,
 )
 from sandbox.kubernetes import cluster as api
 from sandbox.kubernetes import machine
 from sandbox.kubernetes import place as places
-from sandbox.model import Ending
+from sandbox.model import Ending, Sandbox
 from tests.support.cluster import (
     NAMESPACE,
+    RELEASED,
+    SAID,
     Answer,
     Asked,
     Fault,
@@ -348,10 +353,10 @@ def test_an_api_that_is_gone_for_good_is_what_the_error_says(stand: Stand) -> No
 
 
 def test_a_build_is_not_left_by_whoever_cancels_it_without_the_api(stand: Stand) -> None:
-    def cancel(sandbox: object) -> None:
+    def cancel(sandbox: Sandbox) -> None:
         stand.cluster.goes_down()
         threading.Timer(0.2, stand.cluster.comes_back).start()
-        sandbox.cancel()  # type: ignore[attr-defined]  # a Sandbox
+        sandbox.cancel()
 
     stand.during = cancel
     assert stand.build().ending is Ending.CANCELLED
@@ -427,3 +432,70 @@ def test_a_pod_whose_image_shows_too_late_is_not_taken(
     with pytest.raises(SandboxFailed, match="does not show its pod running"):
         stand.build()
     assert stand.left() == []
+
+
+# -- before its first process speaks ---------------------------------------------------------------
+
+
+def launches_alone(stand: Stand) -> None:
+    """Without a first process, whatever the recording waits for of it."""
+    stand.cluster.happens(RELEASED)
+    stand.cluster.happens(SAID)
+    place = stand.backend.reserve(stand.name)
+    try:
+        stand.backend.launch(place, stand.spec, stand.log.extend)
+    finally:
+        place.release()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("fails", SandboxFailed, "ended before its first process spoke"),
+        ("drained", Evicted, "Eviction API"),
+        ("pod-deleted", PodDeleted, "somebody deleted"),
+    ],
+)
+def test_a_pod_that_ends_before_it_speaks_is_told_by_how_it_ended(
+    tmp_path: Path, name: str, kind: type[Exception], words: str
+) -> None:
+    with standing(name, tmp_path) as stand:
+        with pytest.raises(kind, match=words):
+            launches_alone(stand)
+        assert stand.left() == []
+
+
+def test_a_job_that_is_gone_a_moment_after_it_was_made_is_told(stand: Stand) -> None:
+    gone = Answer(404, status_of(404, "NotFound"))
+    stand.cluster.faults.append(Fault(of(f"GET {stand.jobs}"), gone))
+    with pytest.raises(SandboxFailed, match="job ur-succeeds is gone"):
+        stand.build()
+    assert stand.left() == []
+
+
+def test_without_events_a_pod_itself_tells_what_it_waits_for(tmp_path: Path) -> None:
+    with standing("too-much-cpu", tmp_path) as stand:
+        stand.cluster.faults.append(Fault(lambda it: it.what.endswith("/events"), times=1000))
+        stand.pending_seconds = 1
+        with pytest.raises(Unschedulable, match="Insufficient cpu"):
+            stand.build()
+
+
+def test_a_sandbox_that_cannot_be_ended_now_is_ended_by_its_release(stand: Stand) -> None:
+    """Who cancels is not told that the API does not answer: who releases is, and then gc."""
+
+    def cancel(sandbox: Sandbox) -> None:
+        stand.cluster.goes_down()
+        sandbox.cancel()
+        stand.cluster.comes_back()
+
+    stand.during = cancel
+    assert stand.build().ending is Ending.CANCELLED
+    assert stand.left() == []
+
+
+def test_each_limit_says_who_keeps_it(stand: Stand) -> None:
+    enforced = stand.build().enforced
+    assert enforced["memory_bytes"] == "cgroup of the kubelet"
+    assert enforced["pids"].startswith("not enforced")
+    assert {"cpu_millis", "disk_bytes", "wall_seconds", "log_bytes"} <= enforced.keys()

@@ -36,6 +36,7 @@ ERRORS: dict[str, tuple[type[IsolationError], str]] = {
     "quota": (ClusterQuotaExceeded, "exceeded quota: builds"),
     "no-image": (ImagePullFailed, "ImagePullBackOff"),
     "pod-security": (AdmissionRefused, 'violates PodSecurity "restricted'),
+    "policy": (AdmissionRefused, "denied request: no pods today"),
     "pod-deleted": (PodDeleted, "somebody deleted pod ur-pod-deleted-"),
     "pod-deleted-by-force": (PodDeleted, f"on node {NODE}"),
     "job-deleted": (PodDeleted, "somebody deleted"),
