@@ -122,7 +122,7 @@ def _rank(document: str, kinds: list[str]) -> int:
 def test_helm_makes_of_the_chart_what_stands_plain(flavour: str) -> None:
     helm = shutil.which("helm")
     if helm is None:
-        pytest.skip("helm is not on PATH: whether the plain manifests are the chart's is not seen")
+        pytest.skip("helm is not on PATH, which shows whether plain/ is the chart: helm.sh/docs")
     chosen = f"networkPolicies.flavour={flavour}"
     argv = [helm, "template", "runner", str(CHART), "--set", chosen]
     done = subprocess.run(argv, capture_output=True, check=True, text=True, timeout=60)
