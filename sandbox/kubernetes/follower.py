@@ -26,8 +26,12 @@ class Follower:
     everything is looked at anew. What happened in between shows in what there is.
     """
 
-    def __init__(self, cluster: Cluster, namespace: str, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, cluster: Cluster, namespace: str, labels: Mapping[str, str], *, job: str
+    ) -> None:
+        """Begins to follow the pod that the Job with the unique identifier ``job`` makes."""
         self._cluster = cluster
+        self._job = job
         self._path = f"/api/v1/namespaces/{namespace}/pods"
         self._selector = manifests.selector(labels)
         self._changed = threading.Condition()
@@ -113,8 +117,10 @@ class Follower:
                     self._note(pod, gone=kind == "DELETED")
 
     def _is_ours(self, pod: Pod) -> bool:
-        """The first one that there was: a second one would find nobody to speak to."""
-        return self.pod is None or self.pod.metadata.uid == pod.metadata.uid
+        """The first one of the Job, whoever else writes its labels on a pod."""
+        owners = {each.uid for each in pod.metadata.owner_references}
+        is_first = self.pod is None or self.pod.metadata.uid == pod.metadata.uid
+        return is_first and self._job in owners
 
     def _heard(self) -> None:
         self._unheard_since = None

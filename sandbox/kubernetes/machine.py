@@ -66,7 +66,7 @@ class KubernetesMachine:
         self._follower: Follower | None = None
         try:
             self._uid = self._create(spec, pod, files)
-            self._follower = Follower(self._cluster, place.namespace, place.labels)
+            self._follower = Follower(self._cluster, place.namespace, place.labels, job=self._uid)
             self._await_first(pod.pool.pending_seconds, waiting)
         except BaseException:
             self.close()

@@ -50,6 +50,10 @@ class Part(BaseModel):
         return {name: value for name, value in document.items() if value is not None}
 
 
+class Owner(Part):
+    uid: str = ""
+
+
 class Metadata(Part):
     name: str = ""
     uid: str = ""
@@ -57,6 +61,7 @@ class Metadata(Part):
     deletion_timestamp: str | None = None
     labels: dict[str, str] = {}
     creation_timestamp: AwareDatetime | None = None
+    owner_references: tuple[Owner, ...] = ()
 
 
 class Reason(Part):
