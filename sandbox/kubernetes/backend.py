@@ -154,19 +154,21 @@ class KubernetesBackend:
         return Offer(refused=refused, rootless=False)
 
     def _refused(self, cluster: Cluster) -> Iterator[tuple[Isolation, IsolationUnavailable]]:
-        for isolation in Isolation:
-            try:
-                self.handler(cluster, isolation)
-            except IsolationUnavailable as error:
-                yield isolation, error
+        for isolation in set(Isolation) - {Isolation.GVISOR}:
+            yield (
+                isolation,
+                IsolationUnavailable(
+                    f"no builder lives in a pod under {isolation} at Pod Security level baseline",
+                    advice="They do under gvisor; the docker backend offers the others.",
+                ),
+            )
+        try:
+            self.handler(cluster, Isolation.GVISOR)
+        except IsolationUnavailable as error:
+            yield Isolation.GVISOR, error
 
     def handler(self, cluster: Cluster, isolation: Isolation) -> str:
         """What nodes call the runtime of ``isolation``. Raises RuntimeUnknown."""
-        if isolation is not Isolation.GVISOR:
-            raise IsolationUnavailable(
-                f"no builder here lives in a pod under {isolation} at Pod Security level baseline",
-                advice="gvisor does; local and docker offer the others.",
-            )
         name = self._classes.of(isolation)
         found = cluster.get(RuntimeClass, f"/apis/node.k8s.io/v1/runtimeclasses/{name}")
         if found is None:

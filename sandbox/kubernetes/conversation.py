@@ -17,10 +17,9 @@ from pathlib import Path
 
 from sandbox import sockets
 from sandbox.errors import SandboxFailed
+from sandbox.plan import PATIENCE_SECONDS
 
 FRAME_BYTES = 256 << 10
-PATIENCE_SECONDS = 120.0
-"""Without a connection; the first process itself waits as long (``sandbox.plan``)."""
 _AGAIN = re.compile(rb"runner-again 1 nonce=([0-9a-f]{1,64})\n")
 _LINE_BYTES = 256
 _READ_BYTES = 64 << 10
