@@ -28,7 +28,7 @@ RELEASED, SAID = "released", "said"
 """Marks: the sandbox was released; it has said its last word."""
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 _JOBS = f"POST /apis/batch/v1/namespaces/{NAMESPACE}/jobs"
-_GAP_SECONDS = 0.01
+_GAP_SECONDS = 0.003
 """Between two things that a cluster does, however long it took."""
 
 
