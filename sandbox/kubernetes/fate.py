@@ -97,6 +97,8 @@ def waits_for(pod: Pod | None, events: Sequence[Event]) -> str:
         return f"a node: {scheduled.message or scheduled.reason}"
     if (waiting := pod.builder.state.waiting) is not None and waiting.reason in _PULL:
         return f"the builder's image: {_words(waiting)}"
+    if pod.builder.state.running is not None:
+        return f"{_where(pod)} to come to the gateway's port"
     told = [each.message for each in events if each.type == "Warning"]
     return told[-1] if told else "the node to start it"
 
@@ -109,7 +111,21 @@ def never_began(pod: Pod | None, events: Sequence[Event], seconds: int) -> Isola
         return Unschedulable(f"no node took the sandbox in {reason}")
     if pod is None:
         return TimeInQueue(f"the cluster made no pod in {reason}")
-    return SandboxFailed(f"the sandbox did not start in {reason}")
+    advice = _PORT if pod.builder.state.running is not None else None
+    return SandboxFailed(f"the sandbox did not start in {reason}", advice=advice)
+
+
+def ended_unheard(pod: Pod) -> SandboxFailed:
+    """Its first process ended before it spoke, and nothing took it away: it found nobody."""
+    return SandboxFailed(
+        f"{_where(pod)} ended, and had not come to the gateway's port", advice=_PORT
+    )
+
+
+_PORT = (
+    "Does runner gateway serve run, with this state directory? Is gateway in config.toml its "
+    "address as pods have it? Do NetworkPolicies let pods of builds come there?"
+)
 
 
 # -- when it has ended -----------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class KubernetesMachine:
         while not self._conversation.begin(_BEGIN_SECONDS):
             if (pod := follower.pod) is not None and (fate.is_over(pod) or follower.gone):
                 self._require_untaken()
-                raise SandboxFailed("the sandbox ended before its first process spoke")
+                raise fate.ended_unheard(pod)
             late = time.monotonic() - began
             if late > _EVENTS_AFTER_SECONDS and late - asked > _EVENTS_EACH_SECONDS:
                 asked, events = late, self._events()

@@ -72,8 +72,13 @@ class Reason(Part):
     exit_code: int | None = None
 
 
+class Running(Part):
+    """A container that was started, and has not ended."""
+
+
 class ContainerState(Part):
     waiting: Reason | None = None
+    running: Running | None = None
     terminated: Reason | None = None
 
 

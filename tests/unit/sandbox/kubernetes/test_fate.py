@@ -55,6 +55,10 @@ def waits(reason: str, message: str = "so it is") -> Pod:
     return pod("Pending", state={"waiting": {"reason": reason, "message": message}})
 
 
+def runs() -> Pod:
+    return pod(state={"running": {"startedAt": "2026-01-01T00:00:00Z"}})
+
+
 def disrupted(reason: str, status: str = "True") -> dict[str, Any]:
     return {"conditions": [{"type": "DisruptionTarget", "status": status, "reason": reason}]}
 
@@ -139,6 +143,12 @@ def unscheduled(message: str = "", reason: str = "Unschedulable") -> Pod:
         (waits("ErrImagePull", ""), [], "the builder's image: ErrImagePull"),
         (waits("ContainerCreating"), [event("FailedMount", "no secret")], "no secret"),
         (pod(), [event("Pulled", "it has it", "Normal")], "the node to start it"),
+        (runs(), [], "pod p on node n to come to the gateway's port"),
+        (
+            runs(),
+            [event("FailedMount", "a moment ago")],
+            "pod p on node n to come to the gateway's port",
+        ),
     ],
 )
 def test_whoever_waits_hears_for_what(
@@ -161,6 +171,17 @@ def test_the_end_of_patience_is_told_by_where_it_ended(
     error = fate.never_began(found, [], 7)
     assert type(error) is kind
     assert "7 s" in error.message
+
+
+@pytest.mark.parametrize("error", [fate.never_began(runs(), [], 7), fate.ended_unheard(ended(125))])
+def test_whoever_runs_and_does_not_come_is_told_with_what_is_in_between(
+    error: IsolationError,
+) -> None:
+    """The container runs: neither the image nor the node is to blame, and doctor says no more."""
+    assert type(error) is SandboxFailed
+    assert "gateway's port" in error.message
+    assert "gateway serve" in error.advice
+    assert "NetworkPolicies" in error.advice
 
 
 # -- when it has ended -----------------------------------------------------------------------------
