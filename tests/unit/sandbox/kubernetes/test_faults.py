@@ -451,7 +451,7 @@ def launches_alone(stand: Stand) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("fails", SandboxFailed, "ended before its first process spoke"),
+        ("fails", SandboxFailed, "had not come to the gateway's port"),
         ("drained", Evicted, "Eviction API"),
         ("pod-deleted", PodDeleted, "somebody deleted"),
     ],
