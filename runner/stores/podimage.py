@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from builder.rootfs import Recipe
 from policies.reference import Digest, ImageReference
 from runner import publish
-from runner.errors import StateUnusable
+from runner.errors import InvalidReference
 from runner.files import write_whole
 from runner.registry.auth import DockerConfig
 from runner.registry.client import RegistryClient
@@ -48,15 +48,16 @@ def push(
 
 
 def pushed(installed: Installed) -> str:
-    """The image by its digest; empty where it was not pushed, or by another version of runner."""
+    """The image by its digest; empty where it was not pushed, or by another version of runner.
+
+    A note that cannot be read is none: pushing again writes it anew.
+    """
     try:
         document = json.loads((installed.root.parent / _NOTE).read_bytes())
         is_current = document["init"] == Digest.of(_first_process())
         return str(ImageReference.parse(document["image"])) if is_current else ""
-    except FileNotFoundError:
+    except (OSError, ValueError, LookupError, TypeError, InvalidReference):
         return ""
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StateUnusable(f"{installed.root.parent / _NOTE}: {error}") from None
 
 
 def _first_process() -> bytes:

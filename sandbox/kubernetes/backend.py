@@ -39,7 +39,6 @@ from sandbox.model import (
     SandboxSpec,
     unheard,
 )
-from sandbox.place import remove_files
 from sandbox.plan import Ways
 from sandbox.rows import Row
 from sandbox.supervise import SupervisedSandbox
@@ -215,13 +214,7 @@ class KubernetesBackend:
         return kubernetesprobe.probe(self, isolation)
 
     def clean(self, directory: Path) -> None:
-        namespace = kubernetesplace.namespace_of(directory)
-        if namespace is not None:
-            with self.connect() as cluster:
-                name = kubernetesplace.title(directory.name)
-                kubernetesplace.remove(cluster, namespace, name)
-                kubernetesplace.require_gone(cluster, namespace, name)
-        remove_files(directory)
+        kubernetesplace.clean(directory, self.connect)
 
     def sweep(self, roots: Collection[str]) -> Iterator[str]:
         doors.sweep(self._reach.doors)
@@ -363,6 +356,11 @@ def changed(pod: Pod, asked: manifests.Pod) -> Iterator[str]:
         yield f"its RuntimeClass is {spec.runtime_class_name!r}"
     if spec.host_network or spec.host_pid or spec.host_ipc:
         yield "it shares namespaces with its node"
+    # Clouds' webhooks bring tokens of theirs, and Pod Security lets those in.
+    for volume in spec.volumes:
+        is_own = volume.secret is not None and volume.secret.secret_name == asked.name
+        if volume.empty_dir is None and not is_own:
+            yield f"it has a volume that nobody asked for: {volume.name!a}"
     digest = asked.image.rpartition("@")[2]
     if not pod.builder.image_id.endswith(digest):
         yield f"its image is {pod.builder.image_id!a}"

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from policies.errors import RunnerError
 from policies.model import Isolation
 from sandbox import diagnostics
-from sandbox.errors import ClusterUnreachable, SandboxFailed, SandboxLost
+from sandbox.errors import (
+    ClusterUnreachable,
+    IsolationError,
+    IsolationUnavailable,
+    SandboxFailed,
+    SandboxLost,
+)
 from sandbox.kubernetes import fate, manifests
 from sandbox.kubernetes import place as kubernetesplace
 from sandbox.kubernetes.conversation import Conversation
@@ -77,10 +83,19 @@ class KubernetesMachine:
         asked = manifests.job(spec, pod)
         diagnostics.debug("sandbox", job=asked)
         jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-        cluster.create(jobs, asked)
+        self._place.announce()
+        try:
+            cluster.create(jobs, asked)
+        except IsolationError as error:
+            if not isinstance(error, ClusterUnreachable):
+                self._place.recant()
+            raise
         job = cluster.get(Job, f"{jobs}/{pod.name}")
         if job is None:
             raise SandboxFailed(f"job {pod.name} is gone, a moment after it was made")
+        if not pod.labels.items() <= job.metadata.labels.items():
+            self._place.recant()
+            raise SandboxFailed(f"job {pod.name} is somebody else's")
         secret = manifests.secret(spec, pod, files, job.metadata.uid)
         cluster.create(f"/api/v1/namespaces/{namespace}/secrets", secret)
         return job.metadata.uid
@@ -105,7 +120,7 @@ class KubernetesMachine:
             waiting(fate.waits_for(pod, events.items) if is_slow else "")
 
     def _events(self) -> Events:
-        """Of the Job until there is a pod, then of the pod. None where they cannot be had."""
+        """Of the Job until there is a pod, then of the pod. Nothing where they cannot be had."""
         pod = self.follower.pod
         uid = pod.metadata.uid if pod is not None else self._uid
         try:
@@ -114,7 +129,7 @@ class KubernetesMachine:
                 f"/api/v1/namespaces/{self._place.namespace}/events",
                 fieldSelector=f"involvedObject.uid={uid}",
             )
-        except ClusterUnreachable:
+        except IsolationUnavailable:  # they only tell more
             return Events()
         return found or Events()
 
@@ -164,6 +179,8 @@ class KubernetesMachine:
         return None
 
     def kill(self) -> None:
+        if self._killed.is_set():
+            return  # asked once; and what stays, the place's release removes
         self._killed.set()
         self._conversation.close()
         try:

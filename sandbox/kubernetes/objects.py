@@ -107,6 +107,18 @@ class Named(Part):
     name: str = ""
 
 
+class SecretSource(Part):
+    secret_name: str = ""
+
+
+class Volume(Part):
+    """Of the kinds that a sandbox has; one of another kind has none of these."""
+
+    name: Text = ""
+    empty_dir: Part | None = None
+    secret: SecretSource | None = None
+
+
 class PodSpec(Part):
     """As the pod was admitted, whatever was asked for."""
 
@@ -115,6 +127,7 @@ class PodSpec(Part):
     host_network: bool = False
     host_pid: bool = False
     host_ipc: bool = False
+    volumes: tuple[Volume, ...] = ()
     containers: tuple[Named, ...] = ()
     init_containers: tuple[Named, ...] = ()
     ephemeral_containers: tuple[Named, ...] = ()

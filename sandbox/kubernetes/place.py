@@ -4,15 +4,16 @@
 
     STATE/sandboxes/ID/
         ...         as every place
-        cluster     namespace and name of the Job, and how the cluster is reached
+        cluster     the API, and the namespace of the Job; there before the Job is asked for
 """
 
-import hashlib
 import json
 import os
 import re
+import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,15 +57,25 @@ class KubernetesPlace(HostPlace):
     def labels(self) -> dict[str, str]:
         return manifests.labels(of_state(self.directory.parent), self.title)
 
+    def announce(self) -> None:
+        """From now on the cluster may have something of it."""
+        document = {"api": self.cluster.name, "namespace": self.namespace}
+        (self.directory / CLUSTER).write_text(json.dumps(document))
+
+    def recant(self) -> None:
+        """The cluster refused: it has nothing."""
+        (self.directory / CLUSTER).unlink(missing_ok=True)
+
     def release(self) -> None:
         if self._released:
             return
         self._released = True
         try:
             self.key.revoke()
-            remove(self.cluster, self.namespace, self.title)
-            if not self.is_over:
-                require_gone(self.cluster, self.namespace, self.title)
+            if (self.directory / CLUSTER).exists():
+                remove(self.cluster, self.namespace, self.title)
+                if not self.is_over:
+                    require_gone(self.cluster, self.namespace, self.title)
             remove_files(self.directory)
         finally:  # what a cluster that does not answer has is for gc
             self.cluster.close()
@@ -79,7 +90,6 @@ def reserve(
     try:
         sandboxes.mkdir(parents=True, exist_ok=True)
         lock = make_locked(directory)
-        (directory / CLUSTER).write_text(json.dumps({"namespace": namespace}))
         key = doors.Key.to(directory / "guest" / "door", doors_at)
         # The gateway's port connects for the sandbox, as the same user as we are.
         place = KubernetesPlace(name, directory, os.geteuid(), lock, cluster, namespace, key)
@@ -95,8 +105,18 @@ def title(name: str) -> str:
 
 
 def of_state(sandboxes: Path) -> str:
-    """What the cluster has of one state directory; its path is nobody else's business."""
-    return hashlib.sha256(os.fsencode(sandboxes.resolve())).hexdigest()[:32]
+    """What the cluster knows one state directory by: many hosts and pods have it at one path.
+
+    Raises OSError.
+    """
+    own = sandboxes.parent / "cluster-state"
+    if not own.exists():
+        made = own.with_name(f".{own.name}-{secrets.token_hex(8)}")
+        made.write_text(secrets.token_hex(16))
+        with suppress(FileExistsError):  # another runner was faster
+            os.link(made, own)
+        made.unlink()
+    return own.read_text()
 
 
 def remove(cluster: Cluster, namespace: str, name: str) -> None:
@@ -127,13 +147,30 @@ def _job(namespace: str, name: str) -> str:
     return f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}"
 
 
-def namespace_of(directory: Path) -> str | None:
-    """Of the place in ``directory``; None where it was never told to a cluster."""
+def clean(directory: Path, connect: Callable[[], Cluster]) -> None:
+    """Removes what a cluster has of the sandbox in ``directory``, and its files.
+
+    Raises:
+        ClusterUnreachable: Nobody can tell whether something is left.
+        SandboxFailed: Something is, or it is of another cluster than the configured one.
+    """
     try:
         document: Any = json.loads((directory / CLUSTER).read_bytes())
-        return str(document["namespace"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+        api, namespace = str(document["api"]), str(document["namespace"])
+    except FileNotFoundError:  # no cluster ever had anything of it
+        remove_files(directory)
+        return
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SandboxFailed(f"{directory / CLUSTER} cannot be read: {error}") from None
+    with connect() as cluster:
+        if cluster.name != api:
+            raise SandboxFailed(
+                f"sandbox {directory.name} is of another cluster: {api}",
+                advice="Run gc with the kubeconfig and context that it was started with.",
+            )
+        remove(cluster, namespace, title(directory.name))
+        require_gone(cluster, namespace, title(directory.name))
+    remove_files(directory)
 
 
 def sweep(
