@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from builder.model import BuildPlan
 from policies.model import MIB, Isolation, Limits
@@ -34,6 +33,7 @@ class Stand:
     first: FirstProcess
     log: bytearray = field(default_factory=bytearray)
     pending_seconds: int = 5
+    inputs: dict[str, Path] = field(default_factory=dict)
     during: Callable[[Sandbox], object] = lambda _: None
 
     @property
@@ -85,6 +85,7 @@ class Stand:
             root=Path("/nowhere"),
             root_digest=f"sha256:{'0' * 64}",
             image=image,
+            inputs=self.inputs,
             gateway=False,
         )
 
@@ -119,10 +120,3 @@ def standing(name: str, directory: Path) -> Iterator[Stand]:
     (directory / "gateway" / "certificate.pem").write_bytes(CERTIFICATE)
     with PlayedCluster(Recording.read(name)).playing() as cluster:
         yield Stand(name, directory, cluster, FirstProcess(cluster, doors))
-
-
-def job_of(stand: Stand) -> dict[str, Any]:
-    """As it was asked for."""
-    (asked, *_) = stand.cluster.saw(f"POST {stand.jobs}")
-    found: dict[str, Any] = asked.body
-    return found

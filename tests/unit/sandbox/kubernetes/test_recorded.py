@@ -1,6 +1,7 @@
 """What becomes of sandboxes in a real cluster, as it was recorded. See ``tests.record_cluster``."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from sandbox.errors import (
     RuntimeUnknown,
     Unschedulable,
 )
-from sandbox.model import ClusterView, Ending
+from sandbox.kubernetes import conversation
+from sandbox.model import ClusterView, Ending, Sandbox
 from tests.support.cluster import NODE, RECORDINGS
 from tests.support.pods import Stand, standing
 
@@ -94,3 +96,40 @@ def test_files_come_by_the_door_and_nothing_untrusted_by_the_api(stand: Stand) -
     stand.build()
     assert stand.first.files == {"config/greeting": b"hello\n"}
     assert not any(b"hello" in repr(each.body).encode() for each in stand.cluster.asked)
+
+
+@pytest.mark.parametrize("stand", ["succeeds"], indirect=True)
+def test_inputs_come_by_the_door_too(stand: Stand, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    context.write_bytes(b"tar")
+    stand.inputs = {"context.tar": context}
+    stand.build()
+    assert stand.first.files["door/context.tar"] == b"tar"
+
+
+@pytest.mark.parametrize("stand", ["succeeds"], indirect=True)
+def test_a_pod_that_is_over_is_removed_and_not_waited_for(stand: Stand) -> None:
+    stand.build()
+    # Once when it was made.
+    assert len(stand.cluster.saw(f"GET {stand.jobs}/{stand.title}")) == 1
+
+
+@pytest.mark.parametrize("stand", ["volume-over-its-limit"], indirect=True)
+def test_of_a_pod_that_is_over_nobody_is_waited_for(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "PATIENCE_SECONDS", 30.0)
+    began = time.monotonic()
+    stand.build()
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("stand", ["volume-over-its-limit"], indirect=True)
+def test_a_build_that_is_cancelled_ends_at_once(stand: Stand) -> None:
+    def cancel(sandbox: Sandbox) -> None:
+        sandbox.cancel()
+        assert stand.cluster.saw(f"DELETE {stand.jobs}/{stand.title}")
+
+    stand.during = cancel
+    assert stand.build().ending is Ending.CANCELLED
+    assert stand.left() == []
