@@ -1,6 +1,5 @@
 """A real cluster's recorded answers, with faults in between: none may end a build that goes on."""
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,10 +72,6 @@ def succeeds(stand: Stand) -> None:
 # -- what becomes of a watch's lines ---------------------------------------------------------------
 
 
-def whole(lines: Iterator[bytes]) -> Iterator[bytes]:
-    yield from lines
-
-
 def ends_at_once(lines: Iterator[bytes]) -> Iterator[bytes]:
     return iter(())
 
@@ -107,8 +102,10 @@ def drips(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def in_one_piece(lines: Iterator[bytes]) -> Iterator[bytes]:
-    yield b"".join(itertools.islice(lines, 2))
-    yield from lines
+    """Each line twice, and half of it alone."""
+    for each in lines:
+        yield each + each + each[: len(each) // 2]
+        yield each[len(each) // 2 :]
 
 
 def forgets(lines: Iterator[bytes]) -> Iterator[bytes]:

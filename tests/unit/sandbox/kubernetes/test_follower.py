@@ -34,10 +34,15 @@ def played() -> Iterator[PlayedCluster]:
         yield cluster
 
 
+def following(cluster: Cluster, played: PlayedCluster) -> Follower:
+    (owner,) = played.recording.pods[0]["metadata"]["ownerReferences"]
+    return Follower(cluster, NAMESPACE, {"a": "b"}, job=owner["uid"])
+
+
 @pytest.fixture
 def follower(played: PlayedCluster, tmp_path: Path) -> Iterator[Follower]:
     with Cluster.connect(kubeconfig(tmp_path, played.url), None) as cluster:
-        follower = Follower(cluster, NAMESPACE, {"a": "b"})
+        follower = following(cluster, played)
         yield follower
         follower.close()
         follower.close()
@@ -82,10 +87,28 @@ def test_a_bookmark_is_no_pod(played: PlayedCluster, tmp_path: Path) -> None:
         Fault(lambda asked: not asked.is_watch, nothing),
     ]
     with Cluster.connect(kubeconfig(tmp_path, played.url), None) as cluster:
-        follower = Follower(cluster, NAMESPACE, {})
+        follower = following(cluster, played)
         assert follower.wait(is_gone, 5)
         assert follower.pod is not None
         assert follower.pod.metadata.name
+        follower.close()
+
+
+def test_a_pod_of_nobodys_or_of_another_job_is_not_ours(
+    played: PlayedCluster, tmp_path: Path
+) -> None:
+    metadata = {"uid": "u", "name": "other", "resourceVersion": "1"}
+    others = [
+        {"metadata": metadata, "status": {"phase": "Failed"}},
+        {"metadata": {**metadata, "ownerReferences": [{"kind": "Job", "uid": "another"}]}},
+    ]
+    listed = Answer(200, {"metadata": {"resourceVersion": "1"}, "items": others})
+    played.faults.append(Fault(lambda asked: not asked.is_watch, listed))
+    with Cluster.connect(kubeconfig(tmp_path, played.url), None) as cluster:
+        follower = following(cluster, played)
+        assert follower.wait(lambda it: it.pod is not None, 5)
+        assert follower.pod is not None
+        assert follower.pod.metadata.name != "other"
         follower.close()
 
 
@@ -99,7 +122,7 @@ def test_a_version_that_is_forgotten_is_not_asked_for_again(
         Fault(lambda it: it.query.get("resourceVersion") == "1", expired, times=999),
     ]
     with Cluster.connect(kubeconfig(tmp_path, played.url), None) as cluster:
-        follower = Follower(cluster, NAMESPACE, {})
+        follower = following(cluster, played)
         assert follower.wait(lambda it: it.pod is not None, 5)
         follower.close()
 
