@@ -69,11 +69,18 @@ def test_names_are_made_fit(name: str, title: str) -> None:
     assert places.title(name) == title
 
 
-def test_a_state_directory_is_told_by_a_label_and_not_by_its_path(tmp_path: Path) -> None:
-    one, other = places.of_state(tmp_path / "a"), places.of_state(tmp_path / "b")
+def test_a_state_directory_is_told_by_a_label_of_its_own(tmp_path: Path) -> None:
+    homes = [tmp_path / name for name in ("a", "b")]
+    for home in homes:
+        home.mkdir()
+    one, other = (places.of_state(home / "sandboxes") for home in homes)
     assert one != other
     assert LABEL.fullmatch(one)
-    assert places.of_state(tmp_path / "c" / ".." / "a") == one
+    assert places.of_state(tmp_path / "b" / ".." / "a" / "sandboxes") == one
+    # Elsewhere there may be another one at the very same path.
+    (tmp_path / "a" / "cluster-state").unlink()
+    assert places.of_state(homes[0] / "sandboxes") != one
+    assert [path.name for path in homes[0].iterdir()] == ["cluster-state"]
 
 
 # -- places ----------------------------------------------------------------------------------------
@@ -85,7 +92,6 @@ def test_a_place_has_a_door_whose_key_opens_it(cluster: Cluster, tmp_path: Path)
     link = tmp_path / "doors" / doors.hidden(place.key.secret)
     assert link.resolve() == place.door
     assert place.key.secret not in str(link)
-    assert places.namespace_of(place.directory) == "builds"
     place.release()
     assert not link.is_symlink()
     assert not place.directory.exists()
@@ -116,6 +122,7 @@ def test_a_pod_that_is_over_is_not_waited_for(
     played: PlayedCluster, cluster: Cluster, tmp_path: Path
 ) -> None:
     place = reserve(cluster, tmp_path)
+    place.announce()
     place.is_over = True
     place.release()
     assert not any(each.what.startswith("GET") for each in played.asked)
@@ -126,6 +133,7 @@ def test_a_key_opens_nothing_any_more_even_where_the_cluster_is_gone(
     played: PlayedCluster, cluster: Cluster, tmp_path: Path
 ) -> None:
     place = reserve(cluster, tmp_path)
+    place.announce()
     played.goes_down()
     with pytest.raises(ClusterUnreachable):
         place.release()
@@ -133,11 +141,40 @@ def test_a_key_opens_nothing_any_more_even_where_the_cluster_is_gone(
     assert place.directory.exists()  # for gc
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "7", '{"name": "x"}'])
-def test_a_note_that_is_none_names_no_namespace(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / places.CLUSTER).write_text(text)
-    assert places.namespace_of(tmp_path) is None
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"namespace": "x"}'])
+def test_a_note_that_is_none_stays_for_somebody_to_look_at(
+    cluster: Cluster, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / places.CLUSTER).write_text(text)
+    with pytest.raises(SandboxFailed, match="cannot be read"):
+        places.clean(tmp_path, lambda: cluster)
+    assert tmp_path.exists()
+
+
+def test_what_no_cluster_was_told_of_is_removed_without_one(tmp_path: Path) -> None:
+    def nowhere() -> Cluster:
+        raise ClusterUnreachable("nobody is asked")
+
+    (tmp_path / "place").mkdir()
+    places.clean(tmp_path / "place", nowhere)
+    assert not (tmp_path / "place").exists()
+
+
+def test_what_another_cluster_has_is_not_taken_for_gone(cluster: Cluster, tmp_path: Path) -> None:
+    note = {"api": "https://elsewhere.example", "namespace": "builds"}
+    (tmp_path / places.CLUSTER).write_text(json.dumps(note))
+    with pytest.raises(SandboxFailed, match=r"of another cluster: https://elsewhere\.example"):
+        places.clean(tmp_path, lambda: cluster)
+
+
+def test_a_cluster_that_refused_has_nothing(
+    played: PlayedCluster, cluster: Cluster, tmp_path: Path
+) -> None:
+    place = reserve(cluster, tmp_path)
+    place.announce()
+    place.recant()
+    place.release()
+    assert played.asked == []
 
 
 # -- what is left ----------------------------------------------------------------------------------
@@ -183,7 +220,9 @@ def test_only_what_is_old_is_removed_by_age(played: PlayedCluster, cluster: Clus
     assert said.startswith("job old in builds, of 2001-01-01")
 
 
-def test_a_note_says_the_namespace_and_no_secret(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_note_says_where_it_is_and_no_secret(cluster: Cluster, tmp_path: Path) -> None:
     place = reserve(cluster, tmp_path)
-    assert json.loads((place.directory / places.CLUSTER).read_bytes()) == {"namespace": "builds"}
+    place.announce()
+    note = json.loads((place.directory / places.CLUSTER).read_bytes())
+    assert note == {"api": cluster.name, "namespace": "builds"}
     place.release()
