@@ -29,7 +29,7 @@ nonce=$(tr '\0' '\n' <"$guest/plan" | sed -n 2p)
 hex() { printf "$1" | od -An -v -tx1 | tr -d ' \n'; }
 echo "runner-canary 1 nonce=$nonce release=$(hex 4.4.0) version=$(hex v) boot_id= ids=$(hex 0:0)" \
     "log=$(hex '<6>[ 0.000000] Starting gVisor...\n') gvisor=$(hex 1)" \
-    "net_dev=$(hex 'lo: 0\n') mounts="
+    "net_dev=$(hex 'lo: 0\n') mounts= reached="
 read -r word && echo "released: $word" >>RECORD
 sleep 60
 """
