@@ -7,9 +7,12 @@ files and their ways to log in, tokens that are renewed, TLS.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -37,6 +40,9 @@ LINE_BYTES = 4 << 20
 """Of one event of a watch: etcd takes objects up to 1.5 MiB."""
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
+HEADS_SECONDS = ANSWER_SECONDS = 60.0
+"""For all of an answer's head, and for all of its body: each read alone may take READ_SECONDS, and
+who sends a byte at a time, or ``100 Continue`` for ever, would be read for ever."""
 PATIENCE_SECONDS = 60.0
 """For a request that may be repeated, while the API does not answer or has too much to do."""
 _OK, _UNAUTHORIZED, _NOT_FOUND, _CONFLICT, _GONE, _TOO_MANY, _SERVER = (
@@ -45,7 +51,7 @@ _OK, _UNAUTHORIZED, _NOT_FOUND, _CONFLICT, _GONE, _TOO_MANY, _SERVER = (
 _REFUSALS = {400, 403, 422}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: its traceback is noted in it
 class Refused(Exception):
     """The API answered, and not as hoped."""
 
@@ -94,7 +100,9 @@ class Cluster:
                 advice="KUBECONFIG, or kubeconfig and context under [kubernetes] in config.toml.",
             ) from None
         settings.retries = False
-        return cls(client.ApiClient(settings), settings.host)
+        api = client.ApiClient(settings)
+        api.rest_client.pool_manager.pool_classes_by_scheme = _POOLS
+        return cls(api, settings.host)
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +181,8 @@ class Cluster:
     def _once(
         self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None
     ) -> bytes:
-        with closing(self._open(method, path, query, body, READ_SECONDS)) as response:
+        response = self._open(method, path, query, body, READ_SECONDS)
+        with closing(response), _ended_after(ANSWER_SECONDS, response.shutdown):
             data: bytes = response.read(ANSWER_BYTES + 1, decode_content=True)
             if len(data) > ANSWER_BYTES:
                 raise SandboxFailed(f"the cluster's API answered more than {ANSWER_BYTES} bytes")
@@ -257,12 +266,63 @@ class Watch:
         return map(_event, _lines(self.response))
 
 
+@contextmanager
+def _ended_after(seconds: float, end: Callable[[], object]) -> Iterator[None]:
+    """Calls ``end`` from another thread where what is done takes longer."""
+
+    def late() -> None:
+        with suppress(OSError, ValueError, RuntimeError):  # it has ended by itself
+            end()
+
+    timer = threading.Timer(seconds, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shut(one: socket.socket | None) -> None:
+    if one is not None:
+        one.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
+        with _ended_after(HEADS_SECONDS, partial(_shut, self.sock)):
+            return super().getresponse()
+
+
+class _TlsConnection(urllib3.connection.HTTPSConnection):
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
+        with _ended_after(HEADS_SECONDS, partial(_shut, self.sock)):
+            return super().getresponse()
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+_POOLS = {"http": _Pool, "https": _TlsPool}
+
+
 def _lines(response: urllib3.HTTPResponse) -> Iterator[bytes]:
-    held = b""
+    held: list[bytes] = []  # joined once: a line may come byte by byte
+    size = 0
     for data in response.stream(64 << 10, decode_content=True):
-        *lines, held = (held + data).split(b"\n")
-        yield from filter(None, lines)
-        if len(held) > LINE_BYTES:
+        first, *lines = data.split(b"\n")
+        held.append(first)
+        size += len(first)
+        if lines:
+            *whole, rest = b"".join(held), *lines
+            held, size = [rest], len(rest)
+            yield from filter(None, whole)
+        if size > LINE_BYTES:
             raise OSError("an event without end")
 
 
@@ -270,7 +330,7 @@ def _event(line: bytes) -> tuple[str, Pod]:
     try:
         document = json.loads(line)
         kind, found = str(document["type"]), document["object"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise OSError("an event that is none") from None
     if kind == "ERROR":
         status = _parsed(Status, json.dumps(found).encode())

@@ -7,7 +7,6 @@ from contextlib import suppress
 
 import urllib3
 
-from policies.errors import RunnerError
 from sandbox import diagnostics
 from sandbox.errors import ClusterUnreachable
 from sandbox.kubernetes import manifests
@@ -77,7 +76,7 @@ class Follower:
                 self._watch_on()
             except Expired:
                 self._version = ""
-            except (urllib3.exceptions.HTTPError, OSError, Refused, RunnerError) as error:
+            except Exception as error:  # noqa: BLE001 - nobody would follow any more
                 if isinstance(error, Refused):
                     self._version = ""
                 diagnostics.debug("cluster", watch=repr(error)[:300])
