@@ -138,7 +138,7 @@ def test_row_33_descriptors_of_other_builds_do_not_end_a_conversation(tmp_path: 
     """``conversation._is_ready``: select(2) takes no descriptor beyond 1023."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 1200:
-        pytest.skip("this user may have no 1200 descriptors")
+        pytest.skip("this user may have no 1200 descriptors: ulimit -n 4096")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     conversation = Conversation(tmp_path, peer_uid=os.geteuid(), nonce="n")
