@@ -27,7 +27,7 @@ from sandbox.kubernetes import manifests
 from sandbox.kubernetes import place as kubernetesplace
 from sandbox.kubernetes.cluster import Cluster
 from sandbox.kubernetes.machine import KubernetesMachine
-from sandbox.kubernetes.objects import Node, Pod, RuntimeClass, Service
+from sandbox.kubernetes.objects import Container, Named, Node, PodSpec, RuntimeClass, Service
 from sandbox.kubernetes.place import KubernetesPlace
 from sandbox.model import (
     ClusterView,
@@ -272,11 +272,13 @@ class KubernetesBackend:
             if outlet is not None:
                 outlet.close()
             raise
+        asked = PodSpec.model_validate(manifests.job(spec, pod)["spec"]["template"]["spec"])
+        launched = _Launched(machine, cluster, asked, pod.image, handler)
         return SupervisedSandbox(
             machine,
             spec.limits,
             nonce=nonce,
-            accept=partial(_accept, _Launched(machine, cluster, pod, handler), spec),
+            accept=partial(_accept, launched, spec),
             hand_in=partial(machine.hand_in, spec),
             log=log,
             outlet=outlet,
@@ -304,7 +306,8 @@ def _api_addresses(cluster: Cluster) -> Iterator[str]:
 class _Launched:
     machine: KubernetesMachine
     cluster: Cluster
-    asked: manifests.Pod
+    asked: PodSpec
+    image: str
     handler: str
 
 
@@ -315,8 +318,11 @@ def _accept(launched: _Launched, spec: SandboxSpec, observation: Observation) ->
             advice="A current release on the nodes: deploy/kubernetes; gvisor.dev",
         )
     pod, handler = launched.machine.running_pod(), launched.handler
-    if faults := list(changed(pod, launched.asked)):
+    if faults := list(changed(pod.spec, launched.asked)):
         raise IsolationMismatch(f"the cluster made another pod: {faults[0]}")
+    if not pod.builder.image_id.endswith(launched.image.rpartition("@")[2]):
+        raise IsolationMismatch(f"the cluster made a pod of image {pod.builder.image_id!a}")
+    launched.machine.watch_over(partial(changed, asked=launched.asked))
     node = launched.cluster.get(Node, f"/api/v1/nodes/{pod.spec.node_name}")
     if node is None:
         raise SandboxFailed(f"the sandbox's node is gone: {pod.spec.node_name}")
@@ -345,22 +351,30 @@ def _accept(launched: _Launched, spec: SandboxSpec, observation: Observation) ->
     )
 
 
-def changed(pod: Pod, asked: manifests.Pod) -> Iterator[str]:
-    """What somebody changed on the way in: a webhook may do anything to a pod. Pure."""
-    spec = pod.spec
-    others = [*spec.init_containers, *spec.ephemeral_containers, *spec.containers]
+def changed(pod: PodSpec, asked: PodSpec) -> Iterator[str]:
+    """What somebody changed, on the way in or later: a webhook may do anything to a pod. Pure."""
+    others: list[Named] = [*pod.init_containers, *pod.ephemeral_containers, *pod.containers]
     names = sorted(each.name for each in others)
     if names != [manifests.CONTAINER]:
         yield f"its containers are {', '.join(names)[:200]}"
-    if spec.runtime_class_name != asked.runtime_class:
-        yield f"its RuntimeClass is {spec.runtime_class_name!r}"
-    if spec.host_network or spec.host_pid or spec.host_ipc:
+    if pod.runtime_class_name != asked.runtime_class_name:
+        yield f"its RuntimeClass is {pod.runtime_class_name!r}"
+    if pod.host_network or pod.host_pid or pod.host_ipc:
         yield "it shares namespaces with its node"
-    # Clouds' webhooks bring tokens of theirs, and Pod Security lets those in.
-    for volume in spec.volumes:
-        is_own = volume.secret is not None and volume.secret.secret_name == asked.name
-        if volume.empty_dir is None and not is_own:
-            yield f"it has a volume that nobody asked for: {volume.name!a}"
-    digest = asked.image.rpartition("@")[2]
-    if not pod.builder.image_id.endswith(digest):
-        yield f"its image is {pod.builder.image_id!a}"
+    if pod.automount_service_account_token:
+        yield "it has a service account's token"
+    # Another program, or a volume over ours, would show any canary it likes.
+    for ours, theirs in zip(asked.containers, pod.containers, strict=False):
+        for name in Container.model_fields:
+            if getattr(ours, name) != getattr(theirs, name):
+                yield f"the {name.replace('_', ' ')} of its container is another"
+    if _kinds(pod) != _kinds(asked):
+        yield f"its volumes are {', '.join(sorted(_kinds(pod)))[:200]}"
+
+
+def _kinds(pod: PodSpec) -> dict[str, tuple[bool, str]]:
+    """Of each volume, whether it is empty, and which Secret is in it."""
+    return {
+        each.name: (each.empty_dir is not None, each.secret.secret_name if each.secret else "")
+        for each in pod.volumes
+    }

@@ -26,11 +26,11 @@ class Follower:
     """
 
     def __init__(
-        self, cluster: Cluster, namespace: str, labels: Mapping[str, str], *, job: str
+        self, cluster: Cluster, namespace: str, labels: Mapping[str, str], *, owner: str
     ) -> None:
-        """Begins to follow the pod that the Job with the unique identifier ``job`` makes."""
+        """``owner`` is the uid of the Job: anybody may give a pod our labels."""
         self._cluster = cluster
-        self._job = job
+        self._owner = owner
         self._path = f"/api/v1/namespaces/{namespace}/pods"
         self._selector = manifests.selector(labels)
         self._changed = threading.Condition()
@@ -116,10 +116,12 @@ class Follower:
                     self._note(pod, gone=kind == "DELETED")
 
     def _is_ours(self, pod: Pod) -> bool:
-        """The first one of the Job, whoever else writes its labels on a pod."""
-        owners = {each.uid for each in pod.metadata.owner_references}
-        is_first = self.pod is None or self.pod.metadata.uid == pod.metadata.uid
-        return is_first and self._job in owners
+        """The first one of our Job's: a second one would find nobody to speak to."""
+        if self.pod is not None:  # whose Job may be gone meanwhile
+            return self.pod.metadata.uid == pod.metadata.uid
+        return any(
+            each.controller and each.uid == self._owner for each in pod.metadata.owner_references
+        )
 
     def _heard(self) -> None:
         self._unheard_since = None

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from policies.errors import RunnerError
 from policies.model import Isolation
@@ -10,6 +10,7 @@ from sandbox import diagnostics
 from sandbox.errors import (
     ClusterUnreachable,
     IsolationError,
+    IsolationMismatch,
     IsolationUnavailable,
     SandboxFailed,
     SandboxLost,
@@ -19,7 +20,7 @@ from sandbox.kubernetes import place as kubernetesplace
 from sandbox.kubernetes.conversation import Conversation
 from sandbox.kubernetes.files import Files
 from sandbox.kubernetes.follower import Follower
-from sandbox.kubernetes.objects import Events, Job, Pod
+from sandbox.kubernetes.objects import Events, Job, Pod, PodSpec
 from sandbox.kubernetes.place import KubernetesPlace
 from sandbox.model import Ending, SandboxSpec
 from sandbox.supervise import Remains
@@ -68,11 +69,12 @@ class KubernetesMachine:
         self._cluster = place.cluster
         self._killed = threading.Event()
         self._files: Files | None = None
+        self._changes: Callable[[PodSpec], Iterable[str]] = lambda _: ()
         self._conversation = Conversation(place.door, peer_uid=place.peer_uid, nonce=nonce)
         self._follower: Follower | None = None
         try:
             self._uid = self._create(spec, pod, files)
-            self._follower = Follower(self._cluster, place.namespace, place.labels, job=self._uid)
+            self._follower = Follower(self._cluster, place.namespace, place.labels, owner=self._uid)
             self._await_first(pod.pool.pending_seconds, waiting)
         except BaseException:
             self.close()
@@ -150,6 +152,10 @@ class KubernetesMachine:
             raise SandboxFailed("the sandbox speaks, and the cluster does not show its pod running")
         return pod
 
+    def watch_over(self, changes: Callable[[PodSpec], Iterable[str]]) -> None:
+        """From now on whatever ``changes`` finds ends the sandbox: a debugging container, say."""
+        self._changes = changes
+
     # -- sandbox.supervise.Machine -------------------------------------------------------------
 
     def read(self) -> bytes:
@@ -170,6 +176,8 @@ class KubernetesMachine:
 
     def sample(self) -> Ending | None:
         follower = self.follower
+        if follower.pod is not None and (faults := list(self._changes(follower.pod.spec))):
+            raise IsolationMismatch(f"somebody changed the pod while it ran: {faults[0]}")
         if follower.pod is not None and (fate.is_over(follower.pod) or follower.gone):
             # It will say nothing more: whoever reads may have what it said before.
             self._conversation.no_more()

@@ -51,7 +51,11 @@ class Part(BaseModel):
 
 
 class Owner(Part):
+    """Of an object, as whoever made the object says."""
+
+    kind: str = ""
     uid: str = ""
+    controller: bool = False
 
 
 class Metadata(Part):
@@ -107,15 +111,54 @@ class Named(Part):
     name: str = ""
 
 
+class Capabilities(Part):
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+class SecurityContext(Part):
+    privileged: bool = False
+    allow_privilege_escalation: bool = True
+    capabilities: Capabilities = Capabilities()
+    read_only_root_filesystem: bool = False
+
+
+class Mount(Part):
+    name: str = ""
+    mount_path: str = ""
+    sub_path: str = ""
+    sub_path_expr: str = ""
+
+
+class Container(Named):
+    """All that may change which program runs, and what it finds. Of variables, their names.
+
+    Not the image, which a mirror may have under another name: its digest is compared.
+    """
+
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    env: tuple[Named, ...] = ()
+    env_from: tuple[dict[str, object], ...] = ()
+    volume_mounts: tuple[Mount, ...] = ()
+    volume_devices: tuple[Named, ...] = ()
+    security_context: SecurityContext = SecurityContext()
+    lifecycle: dict[str, object] = {}
+    liveness_probe: dict[str, object] = {}
+    readiness_probe: dict[str, object] = {}
+    startup_probe: dict[str, object] = {}
+
+
 class SecretSource(Part):
     secret_name: str = ""
 
 
 class Volume(Part):
-    """Of the kinds that a sandbox has; one of another kind has none of these."""
+    """Of any other kind than those that are asked for it is neither."""
 
-    name: Text = ""
-    empty_dir: Part | None = None
+    name: str = ""
+    empty_dir: dict[str, object] | None = None
     secret: SecretSource | None = None
 
 
@@ -127,8 +170,9 @@ class PodSpec(Part):
     host_network: bool = False
     host_pid: bool = False
     host_ipc: bool = False
+    automount_service_account_token: bool = True
+    containers: tuple[Container, ...] = ()
     volumes: tuple[Volume, ...] = ()
-    containers: tuple[Named, ...] = ()
     init_containers: tuple[Named, ...] = ()
     ephemeral_containers: tuple[Named, ...] = ()
 

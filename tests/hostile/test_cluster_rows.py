@@ -3,6 +3,8 @@
 Beside each test stands the line whose removal makes it fail.
 """
 
+import copy
+import json
 import os
 import resource
 import socket
@@ -11,31 +13,155 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sandbox import sockets
-from sandbox.errors import ClusterUnreachable, SandboxFailed
+from sandbox.errors import ClusterUnreachable, IsolationMismatch, SandboxFailed
 from sandbox.kubernetes import cluster as api
 from sandbox.kubernetes.cluster import Cluster
 from sandbox.kubernetes.conversation import Conversation
 from sandbox.kubernetes.files import Files
 from sandbox.kubernetes.objects import Pods
 from sandbox.model import Ending
-from tests.support.cluster import NAMESPACE, Asked, Fault, kubeconfig
+from tests.support.cluster import NAMESPACE, Asked, Fault, kubeconfig, line
 from tests.support.pods import Stand, standing
 
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Iterator[Stand]:
+def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    # The played pod ends with what its first process says, which is not heard out here.
+    monkeypatch.setattr("sandbox.kubernetes.machine._END_SECONDS", 0.3)
     with standing("succeeds", tmp_path) as found:
         yield found
 
 
 def watches(asked: Asked) -> bool:
     return asked.is_watch
+
+
+def builder(pod: dict[str, Any]) -> dict[str, Any]:
+    container: dict[str, Any] = pod["spec"]["containers"][0]
+    return container
+
+
+def covered(pod: dict[str, Any]) -> None:
+    """Another volume lies over the directory of our first process."""
+    pod["spec"]["volumes"].append({"name": "x", "emptyDir": {}})
+    builder(pod)["volumeMounts"].append({"name": "x", "mountPath": "/.runner"})
+
+
+def lent_an_identity(pod: dict[str, Any]) -> None:
+    """As clouds' webhooks do (GKE, EKS, AKS): a token of the cloud's."""
+    sources = [{"serviceAccountToken": {"path": "token", "audience": "cloud"}}]
+    pod["spec"]["volumes"].append({"name": "identity", "projected": {"sources": sources}})
+
+
+def swapped(pod: dict[str, Any]) -> None:
+    """The same name, and what is in it is the node's."""
+    pod["spec"]["volumes"][0] = {"name": "writable-0", "hostPath": {"path": "/"}}
+
+
+CHANGES: list[tuple[str, Change]] = [
+    ("another program", lambda it: builder(it).update(command=["/bin/sh", "-c", "lie"])),
+    ("arguments", lambda it: builder(it).update(args=["send"])),
+    ("a variable", lambda it: builder(it)["env"].append({"name": "LD_PRELOAD", "value": "/x"})),
+    ("many variables", lambda it: builder(it).update(envFrom=[{"secretRef": {"name": "x"}}])),
+    (
+        "a hook",
+        lambda it: builder(it).update(lifecycle={"postStart": {"exec": {"command": ["x"]}}}),
+    ),
+    ("a probe", lambda it: builder(it).update(livenessProbe={"exec": {"command": ["x"]}})),
+    ("a volume over ours", covered),
+    ("a cloud's identity", lent_an_identity),
+    ("a directory of the node", swapped),
+    ("a token", lambda it: it["spec"].update(automountServiceAccountToken=True)),
+    ("privileges", lambda it: builder(it)["securityContext"].update(privileged=True)),
+    (
+        "a capability",
+        lambda it: builder(it)["securityContext"]["capabilities"]["add"].append("BPF"),
+    ),
+    ("another Secret", lambda it: it["spec"]["volumes"][2]["secret"].update(secretName="x")),
+    ("the node's processes", lambda it: it["spec"].update(hostPID=True)),
+]
+
+
+def changing(change: Change, after: int = 0) -> Fault:
+    """Changes the pod in each event but the first few."""
+
+    def stream(lines: Iterator[bytes]) -> Iterator[bytes]:
+        for number, each in enumerate(lines):
+            document = json.loads(each)
+            if number >= after:
+                change(document["object"])
+            yield json.dumps(document).encode() + b"\n"
+
+    return Fault(watches, stream=stream, times=1000)
+
+
+@pytest.mark.parametrize("change", [each for _, each in CHANGES], ids=[name for name, _ in CHANGES])
+def test_row_28_a_pod_that_was_changed_on_its_way_in_gets_nothing(
+    stand: Stand, change: Change
+) -> None:
+    """``backend.changed``: each of its lines. The pod shows the best of canaries."""
+    stand.cluster.faults.append(changing(change))
+    with pytest.raises(IsolationMismatch, match="the cluster made another pod"):
+        stand.build()
+    assert stand.first.files == {}
+    assert stand.left() == []
+
+
+def test_row_28_a_container_that_joins_a_running_build_ends_it(stand: Stand) -> None:
+    """``machine.watch_over``: ``kubectl debug`` shares the sandbox's kernel and its files."""
+
+    def joined(pod: dict[str, Any]) -> None:
+        pod["spec"]["ephemeralContainers"] = [{"name": "debugger", "image": "x"}]
+
+    told = threading.Event()
+
+    def stream(lines: Iterator[bytes]) -> Iterator[bytes]:
+        last: dict[str, Any] = {}
+        for each in lines:
+            document = json.loads(each)
+            last = copy.deepcopy(document["object"])
+            yield each
+            if "running" in json.dumps(last["status"].get("containerStatuses", "")):
+                break
+        told.wait(10)
+        joined(last)
+        yield line("MODIFIED", last)
+        time.sleep(5)
+
+    stand.cluster.faults.append(Fault(watches, stream=stream))
+
+    def between(number: int) -> None:
+        told.set()
+        time.sleep(2.5)
+
+    stand.first.between = between
+    with pytest.raises(IsolationMismatch, match=r"while it ran: .*debugger"):
+        stand.build()
+    assert stand.left() == []
+
+
+def test_row_21_a_pod_of_somebody_elses_with_our_labels_stands_for_nothing(stand: Stand) -> None:
+    """``Follower._is_ours``: its owner. It would be judged in the place of the real one."""
+
+    def stream(lines: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(lines)
+        decoy = json.loads(first)["object"]
+        decoy["metadata"] |= {"uid": "decoy", "name": "decoy", "ownerReferences": []}
+        decoy["status"] = {"phase": "Failed", "reason": "Evicted"}
+        yield line("ADDED", decoy)
+        yield first
+        yield from lines
+
+    stand.cluster.faults.append(Fault(watches, stream=stream, times=1000))
+    assert stand.build().ending is Ending.EXITED
 
 
 def nests(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -75,11 +75,11 @@ class Stand:
             plan=BuildPlan(
                 commands=(("build",),),
                 build_command=0,
-                environment={},
+                environment={"PATH": "/bin"},
                 files={"greeting": b"hello\n"},
                 writable=("/tmp",),
                 uid=0,
-                capabilities=(),
+                capabilities=("CHOWN",),
                 claim="",
             ),
             root=Path("/nowhere"),

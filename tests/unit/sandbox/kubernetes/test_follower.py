@@ -36,7 +36,7 @@ def played() -> Iterator[PlayedCluster]:
 
 def following(cluster: Cluster, played: PlayedCluster) -> Follower:
     (owner,) = played.recording.pods[0]["metadata"]["ownerReferences"]
-    return Follower(cluster, NAMESPACE, {"a": "b"}, job=owner["uid"])
+    return Follower(cluster, NAMESPACE, {"a": "b"}, owner=owner["uid"])
 
 
 @pytest.fixture
