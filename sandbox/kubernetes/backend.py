@@ -49,16 +49,8 @@ need; those after it say ``4.19.0-gvisor``."""
 METADATA = "169.254.169.254:80"
 """Where clouds tell pods about their node, and lend them its identity."""
 _TUNNELS = {
-    "tunl0",
-    "sit0",
-    "gre0",
-    "gretap0",
-    "erspan0",
-    "ip_vti0",
-    "ip6_vti0",
-    "ip6tnl0",
-    "ip6gre0",
-}
+    "tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0",
+}  # fmt: skip
 """What the host's kernel puts, down and without an address, into each new network namespace."""
 _ADVICE = "docs/kubernetes.md; runner doctor --backend kubernetes"
 
@@ -167,8 +159,19 @@ class KubernetesBackend:
             yield Isolation.GVISOR, error
 
     def handler(self, cluster: Cluster, isolation: Isolation) -> str:
-        """What nodes call the runtime of ``isolation``. Raises RuntimeUnknown."""
+        """What nodes call the runtime of ``isolation``; empty for their default one.
+
+        Raises:
+            RuntimeUnknown: There is no such class.
+        """
         name = self._classes.of(isolation)
+        if not name and isolation is Isolation.CONTAINER:
+            return ""
+        if not name:
+            raise RuntimeUnknown(
+                f"no RuntimeClass is configured for {isolation}",
+                advice=f"{isolation} under [kubernetes] in config.toml.",
+            )
         found = cluster.get(RuntimeClass, f"/apis/node.k8s.io/v1/runtimeclasses/{name}")
         if found is None:
             raise RuntimeUnknown(

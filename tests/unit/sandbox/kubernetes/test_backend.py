@@ -31,6 +31,7 @@ from tests.support.pods import GATEWAY, Stand, standing
 TEMPLATE = manifests.job(*golden.CASES["gvisor"])["spec"]["template"]["spec"]
 ASKED = PodSpec.model_validate(TEMPLATE)
 BUILDER = TEMPLATE["containers"][0]
+CLASSES = Classes()
 
 
 @pytest.fixture
@@ -161,6 +162,15 @@ def test_a_class_that_the_cluster_has_not_is_told(stand: Stand) -> None:
     assert "'gvisor'" in error.message
 
 
+def test_no_class_at_all_is_for_what_policy_trusts_alone(tmp_path: Path) -> None:
+    backend = unreached(tmp_path, GATEWAY, Classes(gvisor="", kata=""))
+    with backend.connect() as cluster:  # which nobody asks
+        assert backend.handler(cluster, Isolation.CONTAINER) == ""
+        for isolation in (Isolation.GVISOR, Isolation.KATA):
+            with pytest.raises(RuntimeUnknown, match=f"configured for {isolation}"):
+                backend.handler(cluster, isolation)
+
+
 def test_a_cluster_that_does_not_answer_offers_nothing(stand: Stand) -> None:
     stand.cluster.goes_down()
     offer = stand.backend.offer()
@@ -168,7 +178,9 @@ def test_a_cluster_that_does_not_answer_offers_nothing(stand: Stand) -> None:
     assert isinstance(offer.refused[Isolation.GVISOR], ClusterUnreachable)
 
 
-def unreached(directory: Path, gateway: str | None) -> KubernetesBackend:
+def unreached(
+    directory: Path, gateway: str | None, classes: Classes = CLASSES
+) -> KubernetesBackend:
     reach = Reach(
         kubeconfig=kubeconfig(directory, "http://127.0.0.1:1"),
         context=None,
@@ -176,7 +188,7 @@ def unreached(directory: Path, gateway: str | None) -> KubernetesBackend:
         state=directory / "gateway",
     )
     return KubernetesBackend(
-        directory / "sandboxes", reach=reach, classes=Classes(), pool=Pool(), probe_image=str
+        directory / "sandboxes", reach=reach, classes=classes, pool=Pool(), probe_image=str
     )
 
 
